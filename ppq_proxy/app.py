@@ -1,0 +1,190 @@
+"""The one factory that builds the application from its settings, and starts and stops it."""
+
+import asyncio
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, TextIO
+
+from ppq_proxy import settings as settings_module
+from ppq_proxy.catalog.encodings import preload
+from ppq_proxy.catalog.offerings import DEFAULT_UPSTREAM
+from ppq_proxy.checkout import Checkout
+from ppq_proxy.delivery import Delivery
+from ppq_proxy.dialects.operator import Operator
+from ppq_proxy.dialects.openai import OpenAI, envelope
+from ppq_proxy.dialects.ppq import PPQ
+from ppq_proxy.front import Front, Path
+from ppq_proxy.idempotency import Answers
+from ppq_proxy.metering.stream import Patience, Watch
+from ppq_proxy.money.accounts import Accounts
+from ppq_proxy.money.ledger import Ledger
+from ppq_proxy.money.owner import Heart, owner_name
+from ppq_proxy.payers import Payers
+from ppq_proxy.providers.http import Upstream
+from ppq_proxy.providers.router import Router
+from ppq_proxy.sale import Gate
+from ppq_proxy.settings import Settings
+from ppq_proxy.shelf import Shelf
+from ppq_proxy.store import open_store
+from ppq_proxy.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+SWEEP_ANSWERS_SECONDS = 300.0
+PRELOAD_SECONDS = 0.5
+
+
+class App:
+    """Every part of one process, made in `start` where a part needs the running loop."""
+
+    def __init__(self, settings: Settings, log: TextIO) -> None:
+        self.settings = settings
+        self.store = open_store(settings.database)
+        self.ledger = Ledger(self.store, owner_name())
+        self.telemetry = Telemetry(log)
+        self.watch = Watch(
+            Patience(settings.client_gone_read_on_seconds, settings.client_gone_read_on_bytes, settings.client_stall_seconds)
+        )
+        self.upstreams = upstreams(settings)
+        self.router = Router(self.upstreams)
+        self.shelf = Shelf(settings, self.upstreams)
+        self.accounts = Accounts(self.store, self.ledger, b"", settings.per_minute("rate_limit"))
+        self.heart = Heart(
+            self.store, self.ledger, settings.owner_lease_seconds, settings.allotment_idle_seconds, self.accounts.forget
+        )
+        self.accounts.heart = self.heart
+        self.payers = Payers(self.accounts)
+        self.gate = Gate(self.ledger, self.shelf)
+        self.delivery = Delivery(self.gate, self.router, self.watch)
+        self.answers = Answers(self.store)
+        self.checkout = Checkout(self.payers, self.gate, self.delivery, self.answers)
+        self.telemetry.gauges.append(self._gauges)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def asgi(self) -> Front:
+        """The application as the server calls it."""
+        operator = Operator(self.store, self.router, self.telemetry, lambda: front.paths)
+        front = Front([*self._paths(), *operator.paths()], self.telemetry, envelope, self.start, self.stop)
+        return front
+
+    def _paths(self) -> list[Path]:
+        openai = OpenAI(self.checkout, self.shelf, self.settings.max_body_bytes)
+        ppq = PPQ(self.accounts, self.payers, open_accounts=self.settings.accounts_open)
+        return [
+            *(Path(f"{prefix}/chat/completions", {"POST": openai.chat}, envelope, paid=True) for prefix in ("/v1", "")),
+            *(Path(f"{prefix}/models", {"GET": openai.models}, envelope) for prefix in ("/v1", "")),
+            *(Path(f"{prefix}/models/{{id:path}}", {"GET": openai.model}, envelope) for prefix in ("/v1", "")),
+            Path("/accounts/create", {"POST": ppq.create_account}, envelope),
+            Path("/credits/balance", {"POST": ppq.balance}, envelope),
+            Path("/keys", {"GET": ppq.keys, "POST": ppq.create_key}, envelope),
+            Path("/keys/{id}", {"GET": ppq.key, "PATCH": ppq.change_key, "DELETE": ppq.revoke_key}, envelope),
+            Path("/queries/history", {"GET": ppq.history}, envelope),
+            Path("/v1/requests/{id}", {"GET": ppq.receipt}, envelope),
+        ]
+
+    async def start(self) -> None:
+        await self.store.open()
+        secret = self.settings.secret.encode() or await self.store.secret(secrets.token_bytes(32))
+        self.accounts.unlock(secret)
+        await self.heart.start()
+        self.watch.start()
+        self.telemetry.start()
+        await self.shelf.start()
+        self._tasks.append(asyncio.create_task(self._preload()))
+        self._tasks.append(asyncio.create_task(self._sweep()))
+
+    async def stop(self) -> None:
+        await self.delivery.drained(4)
+        for task in self._tasks:
+            task.cancel()
+        await self.shelf.stop()
+        await self.watch.stop()
+        await self.heart.stop()
+        await self.router.close()
+        await self.store.close()
+        await self.telemetry.stop()
+
+    @staticmethod
+    async def _preload() -> None:
+        """Encodings take half a second of CPU to build: the first answers come before them."""
+        await asyncio.sleep(PRELOAD_SECONDS)
+        await asyncio.to_thread(preload)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_ANSWERS_SECONDS)
+            await self.answers.sweep()
+
+    def _gauges(self) -> Iterable["Metric"]:
+        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        ledger = self.ledger
+        yield GaugeMetricFamily("ppq_held_nano_usd", "Promised to open calls of this process, in 1e-9 USD.", value=ledger.held)
+        drawn = sum(one.drawn for one in ledger.allotments.values())
+        yield GaugeMetricFamily("ppq_drawn_nano_usd", "Drawn from accounts by this process, in 1e-9 USD.", value=drawn)
+        yield CounterMetricFamily("ppq_lost_nano_usd", "Delivered and not paid for, in 1e-9 USD.", value=ledger.lost)
+        yield GaugeMetricFamily("ppq_active_calls", "Calls that are not settled yet.", value=self.delivery.active)
+        yield HistogramMetricFamily(
+            "ppq_commit_batch_size", "Captures a commit.", buckets=ledger.batch_sizes.cumulative(), sum_value=ledger.batch_sizes.sum
+        )
+        yield from upstream_metrics(self.upstreams)
+
+
+def upstream_metrics(upstreams: dict[str, Upstream]) -> Iterable["Metric"]:
+    """Latency, failures and breaker state by upstream."""
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    latency = HistogramMetricFamily("ppq_upstream_seconds", "Until an upstream's answer began or was whole.", labels=["upstream"])
+    failures = CounterMetricFamily("ppq_upstream_failures", "Failed attempts.", labels=["upstream", "code"])
+    breaker = GaugeMetricFamily("ppq_upstream_breaker_open", "1 while calls are kept away.", labels=["upstream"])
+    for name, upstream in upstreams.items():
+        latency.add_metric([name], upstream.latency.cumulative(), upstream.latency.sum)
+        breaker.add_metric([name], int(upstream.breaker.open))
+        for code, count in upstream.failures.items():
+            failures.add_metric([name, code], count)
+    yield latency
+    yield failures
+    yield breaker
+
+
+def upstreams(settings: Settings) -> dict[str, Upstream]:
+    """The upstreams of the settings, by name."""
+    table = dict(settings.upstream_table())
+    if settings.upstream:
+        table[DEFAULT_UPSTREAM] = {"url": settings.upstream, "key": settings.upstream_key}
+    return {
+        name: Upstream(
+            name,
+            row["url"],
+            row.get("key", ""),
+            connect_seconds=row.get("connect_seconds", settings.upstream_connect_seconds),
+            first_byte_seconds=row.get("first_byte_seconds", settings.upstream_first_byte_seconds),
+            idle_seconds=row.get("idle_seconds", settings.upstream_idle_seconds),
+            concurrency=row.get("concurrency", settings.upstream_concurrency),
+            retries=row.get("retries", settings.upstream_retries),
+            usage=row.get("usage", "always"),
+        )
+        for name, row in table.items()
+    }
+
+
+def from_environment() -> Front:
+    """The application from the environment, as a worker process makes it."""
+    settings = settings_module.load()
+    log = FilePath(settings.log_file).open("a") if settings.log_file else sys.stderr
+    return App(settings, log).asgi()
+
+
+def started_at() -> float:
+    """Seconds since this process began, for the line that says it serves."""
+    try:
+        ticks = int(FilePath("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(FilePath("/proc/uptime").read_text().split()[0])
+        return uptime - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.process_time()

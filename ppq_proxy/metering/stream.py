@@ -1,0 +1,180 @@
+"""The pump of a stream: whoever reads the upstream also meters it, and outlives the client.
+
+The endpoint itself is the pump: read a chunk, meter it, send it. The server does not cancel it when the client leaves,
+its `send` then does nothing; a task on `receive` tells. A client that has gone is read on for, under a limit of time and
+bytes; one that has stalled counts as gone and the upstream is hung up on.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pyreqwest.exceptions import PyreqwestError
+from pyreqwest.response import Response
+
+from ppq_proxy.errors import UpstreamNonsense
+from ppq_proxy.exchange import Exchange
+from ppq_proxy.metering.sse import Passage
+
+LATE_USAGE_SECONDS = 0.5
+WATCH_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a stream is kept up for whom: seconds, and bytes."""
+
+    read_on_seconds: float = 30
+    read_on_bytes: int = 8 * 1024 * 1024
+    stall_seconds: float = 120
+
+
+class Watch:
+    """Looks after all streams of a process: one timer, whatever their number."""
+
+    def __init__(self, patience: Patience) -> None:
+        self.patience = patience
+        self.pumps: set[Pump] = set()
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self.task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self.task:
+            self.task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.task
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            before = time.monotonic() - self.patience.stall_seconds
+            for pump in list(self.pumps):
+                if pump.sending_since and pump.sending_since < before:
+                    pump.stall()
+
+
+class Pump:
+    """One stream to one client. `gone` once the client has left; `cut` says why the stream is not whole."""
+
+    def __init__(self, exchange: Exchange, passage: Passage, watch: Watch, sink: list[bytes] | None = None) -> None:
+        self.exchange, self.passage, self.watch, self.sink = exchange, passage, watch, sink
+        self.gone = False
+        self.cut = ""
+        self.sending_since = 0.0
+        self._limit: asyncio.Timeout | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._gone_at = 0
+
+    async def prelude(self, response: Response) -> bytes:
+        """Read up to the first content: nothing has been sent, so a failure here can still be mended elsewhere."""
+        passage, held = self.passage, bytearray()
+        read = response.body_reader.read_chunk
+        while True:
+            data = await read()
+            held += passage.finish() if data is None else passage.feed(data.to_bytes())
+            reader = passage.reader
+            if passage.started or data is None or reader.failed or reader.done:
+                return bytes(held)
+
+    async def run(self, response: Response, first: bytes) -> None:
+        """Send `first`, then what the upstream sends, up to its end. Everything but cancellation ends in `cut`."""
+        self.watch.pumps.add(self)
+        self._listener = asyncio.create_task(self._listen())
+        try:
+            async with asyncio.timeout(None) as self._limit:
+                if self.gone:  # before there was a limit to set
+                    self._left()
+                await self.write(first)
+                await self._pass_on(response)
+        except TimeoutError:
+            if not (self.passage.reader.done or self.passage.reader.finished):
+                self.cut = "the client left or stalled"
+        except (PyreqwestError, UpstreamNonsense) as problem:
+            self.cut = f"the upstream broke off ({type(problem).__name__})"
+        finally:
+            self._limit = None
+            self.watch.pumps.discard(self)
+        if self.passage.reader.failed:
+            self.cut = "the upstream reported an error"
+
+    async def _pass_on(self, response: Response) -> None:
+        passage, reader, read, write = self.passage, self.passage.reader, response.body_reader.read_chunk, self.write
+        feed = passage.feed
+        while not reader.done and reader.failed is None:
+            data = await read()
+            if data is None:
+                await write(passage.finish())
+                if not reader.done:
+                    passage.fold()  # a finish may be among what was only passed on
+                    if not reader.finished:
+                        self.cut = "the upstream ended its answer early"
+                return
+            out = feed(data.to_bytes())
+            if out:
+                await write(out)
+            if self.gone and passage.seen - self._gone_at > self.watch.patience.read_on_bytes:
+                raise TimeoutError
+
+    async def late_usage(self, response: Response, wanted: Callable[[], bool]) -> None:
+        """Some upstreams send their usage after the end marker; and a connection read to its end can be used again."""
+        with contextlib.suppress(TimeoutError, PyreqwestError, UpstreamNonsense):
+            async with asyncio.timeout(LATE_USAGE_SECONDS):
+                while wanted() and (data := await response.body_reader.read_chunk()) is not None:
+                    self.passage.feed(data.to_bytes())
+
+    async def write(self, data: bytes) -> None:
+        """To the client, if it is still there."""
+        if not data:
+            return
+        if self.sink is not None:
+            self.sink.append(data)
+        if self.gone:
+            return
+        exchange = self.exchange
+        if not exchange.first_byte:
+            exchange.first_byte = time.perf_counter()
+        self.sending_since = time.monotonic()
+        await exchange.send({"type": "http.response.body", "body": data, "more_body": True})
+        self.sending_since = 0.0
+
+    async def close(self, last: bytes = b"") -> None:
+        """End the answer to the client with these bytes."""
+        if self._listener:
+            self._listener.cancel()
+        if self.sink is not None:
+            self.sink.append(last)
+        if not self.gone:
+            await self.exchange.send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _listen(self) -> None:
+        while (await self.exchange.receive())["type"] != "http.disconnect":
+            pass
+        if not self.gone:
+            self.gone = True
+            self._left()
+
+    def _left(self) -> None:
+        self._gone_at = self.passage.seen
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + self.watch.patience.read_on_seconds)
+
+    def stall(self) -> None:
+        """The client has not taken anything for too long."""
+        self.gone, self.sending_since = True, 0.0
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time())
+
+
+async def shielded(work: Awaitable[Any]) -> Any:
+    """Finish `work` even if the caller is cancelled; the cancellation goes on afterwards."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise

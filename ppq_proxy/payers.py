@@ -1,0 +1,57 @@
+"""Who pays for a request: its credentials, in their order of precedence, as a payer."""
+
+from typing import Protocol
+
+from ppq_proxy.errors import GatewayError, Unauthorized
+from ppq_proxy.exchange import Exchange
+from ppq_proxy.money.accounts import Accounts, Payer
+from ppq_proxy.sale import Order, Sale
+
+
+class Guests(Protocol):
+    """Paying by the call: `payments.guests` is one."""
+
+    async def payer(self, exchange: Exchange) -> Payer | None:
+        """The guest behind the payment that a request shows; None if it shows none. Raises `GatewayError`."""
+        ...
+
+    async def challenge(self, exchange: Exchange, order: Order) -> GatewayError:
+        """What a request is answered that has to be paid for first, or whose payment does not pay for it."""
+        ...
+
+    async def headers(self, sale: Sale) -> list[tuple[bytes, bytes]]:
+        """Receipt and remaining credit, for an answer to a guest."""
+        ...
+
+
+class Payers:
+    """Looks up credentials. Without `guests`, only accounts pay."""
+
+    def __init__(self, accounts: Accounts, guests: Guests | None = None) -> None:
+        self.accounts, self.guests = accounts, guests
+
+    async def payer(self, exchange: Exchange) -> Payer | None:
+        """The payer of a request; None if it shows no credential at all. Raises `Unauthorized` for a bad one."""
+        headers = exchange.headers
+        authorization = headers.get(b"authorization", b"")
+        if authorization[:7].lower() == b"bearer " and b"payment-signature" not in headers and b"x-payment" not in headers:
+            secret = authorization[7:].decode("latin-1").strip()
+            if b"payment-authorization" not in headers or self.guests is None:
+                return self.accounts.known(secret) or await self._bearer(secret)
+        if self.guests is not None and (payer := await self.guests.payer(exchange)):
+            return payer
+        return await self._other(exchange, authorization)
+
+    async def _bearer(self, secret: str) -> Payer | None:
+        return await self.accounts.authenticate(secret) if secret else None
+
+    async def _other(self, exchange: Exchange, authorization: bytes) -> Payer | None:
+        if authorization[:7].lower() == b"bearer ":
+            return await self._bearer(authorization[7:].decode("latin-1").strip())
+        if credit_id := exchange.header(b"x-credit-id"):
+            return await self.accounts.payer_of_account(credit_id)
+        if secret := exchange.header(b"x-api-key") or exchange.header(b"api-key"):
+            return await self.accounts.authenticate(secret)
+        if authorization.strip() and authorization.strip().lower() != b"bearer":
+            raise Unauthorized("The Authorization header is not understood; send Authorization: Bearer <api key>.")
+        return None
