@@ -16,6 +16,7 @@ from ppq_proxy.checkout import Checkout
 from ppq_proxy.delivery import Delivery
 from ppq_proxy.dialects.operator import Operator
 from ppq_proxy.dialects.openai import OpenAI, envelope
+from ppq_proxy.dialects.payment import Payment
 from ppq_proxy.dialects.ppq import PPQ
 from ppq_proxy.front import Front, Path
 from ppq_proxy.idempotency import Answers
@@ -24,6 +25,9 @@ from ppq_proxy.money.accounts import Accounts
 from ppq_proxy.money.ledger import Ledger
 from ppq_proxy.money.owner import Heart, owner_name
 from ppq_proxy.payers import Payers
+from ppq_proxy.payments.guests import Guests
+from ppq_proxy.payments.rates import Rates, parse_sources
+from ppq_proxy.payments.wallets import open_wallet
 from ppq_proxy.providers.http import Upstream
 from ppq_proxy.providers.router import Router
 from ppq_proxy.sale import Gate
@@ -58,7 +62,10 @@ class App:
             self.store, self.ledger, settings.owner_lease_seconds, settings.allotment_idle_seconds, self.accounts.forget
         )
         self.accounts.heart = self.heart
-        self.payers = Payers(self.accounts)
+        self.rates = Rates(parse_sources(settings.rate_sources), fixed_usd=settings.btc_usd, max_age_seconds=int(settings.rate_max_age_seconds))
+        self.wallet = open_wallet(settings, self.store.rows)
+        self.guests = Guests(settings, self.accounts, self.wallet, self.rates, []) if self.wallet else None
+        self.payers = Payers(self.accounts, self.guests)
         self.gate = Gate(self.ledger, self.shelf)
         self.delivery = Delivery(self.gate, self.router, self.watch)
         self.answers = Answers(self.store)
@@ -69,7 +76,8 @@ class App:
     def asgi(self) -> Front:
         """The application as the server calls it."""
         operator = Operator(self.store, self.router, self.telemetry, lambda: front.paths)
-        front = Front([*self._paths(), *operator.paths()], self.telemetry, envelope, self.start, self.stop)
+        head = self.guests.head if self.guests else None
+        front = Front([*self._paths(), *operator.paths()], self.telemetry, envelope, self.start, self.stop, head)
         return front
 
     def _paths(self) -> list[Path]:
@@ -85,12 +93,16 @@ class App:
             Path("/keys/{id}", {"GET": ppq.key, "PATCH": ppq.change_key, "DELETE": ppq.revoke_key}, envelope),
             Path("/queries/history", {"GET": ppq.history}, envelope),
             Path("/v1/requests/{id}", {"GET": ppq.receipt}, envelope),
+            *Payment(self.accounts, self.payers).paths(),
         ]
 
     async def start(self) -> None:
         await self.store.open()
         secret = self.settings.secret.encode() or await self.store.secret(secrets.token_bytes(32))
         self.accounts.unlock(secret)
+        if self.guests:
+            self.guests.unlock(secret)
+            await self.rates.start()
         await self.heart.start()
         self.watch.start()
         self.telemetry.start()
@@ -106,6 +118,9 @@ class App:
         await self.watch.stop()
         await self.heart.stop()
         await self.router.close()
+        await self.rates.close()
+        if self.wallet:
+            await self.wallet.close()
         await self.store.close()
         await self.telemetry.stop()
 
@@ -119,6 +134,8 @@ class App:
         while True:
             await asyncio.sleep(SWEEP_ANSWERS_SECONDS)
             await self.answers.sweep()
+            if self.guests:
+                await self.guests.sweep()
 
     def _gauges(self) -> Iterable["Metric"]:
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily

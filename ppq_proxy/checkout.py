@@ -8,6 +8,7 @@ from ppq_proxy.exchange import Exchange, Header
 from ppq_proxy.idempotency import Answers, body_of
 from ppq_proxy.money.accounts import Payer
 from ppq_proxy.payers import Payers
+from ppq_proxy.payments.guests import Refused
 from ppq_proxy.sale import Gate, Order, Sale
 from ppq_proxy.store.base import Row
 
@@ -19,12 +20,16 @@ class Checkout:
 
     def __init__(self, payers: Payers, gate: Gate, delivery: Delivery, answers: Answers) -> None:
         self.payers, self.gate, self.delivery, self.answers = payers, gate, delivery, answers
+        self.guests = payers.guests
 
     async def serve(self, exchange: Exchange, order: Order, failure: Callable[[GatewayError], bytes]) -> None:
         """Answer the order or raise `GatewayError`. `failure` makes the event for a stream that breaks."""
-        payer = await self.payers.payer(exchange)
+        try:
+            payer = await self.payers.payer(exchange)
+        except Refused as problem:
+            raise await self._challenge(exchange, order) from problem
         if payer is None:
-            raise await self._unpaid(exchange, order)
+            raise await self._challenge(exchange, order)
         note = exchange.note
         note["account"], note["key"], note["model"], note["stream"] = payer.account_id, payer.key_id, order.offering.id, order.stream
         row = None
@@ -39,22 +44,31 @@ class Checkout:
                 Answers.finish(row, 200, "text/event-stream; charset=utf-8" if order.stream else "application/json")
                 sale.kept = row
             await self.delivery.deliver(sale, self._headers, failure)
+        except GatewayError as problem:
+            if payer.guest and problem.http_status >= 500 and self.guests is not None:
+                await self.gate.ledger.flushed()  # what the call had held is the guest's again
+                problem.header_lines += tuple(await self.guests.headers(exchange, payer, receipt=False))
+            raise
         finally:
             if row is not None:  # where the answer was kept, the row has moved on and this does nothing
                 await self.answers.forget(row)
 
     async def _open(self, exchange: Exchange, order: Order, payer: Payer) -> Sale:
         try:
-            return await self.gate.open(exchange, order, payer)
+            sale = await self.gate.open(exchange, order, payer)
         except (InsufficientBalance, Unauthorized) as problem:
-            if payer.guest and self.payers.guests is not None:
-                raise await self.payers.guests.challenge(exchange, order) from problem
+            if payer.guest:
+                raise await self._challenge(exchange, order, problem) from problem
             raise
+        if payer.guest and self.guests is not None:
+            self.guests.accepted(exchange)
+        return sale
 
-    async def _unpaid(self, exchange: Exchange, order: Order) -> GatewayError:
-        if self.payers.guests is None:
+    async def _challenge(self, exchange: Exchange, order: Order, short: GatewayError | None = None) -> GatewayError:
+        """What a request is answered that nobody pays for: a 402 to be paid, or 401 where there are no challenges."""
+        if self.guests is None:
             return Unauthorized(NO_CREDENTIAL)
-        return await self.payers.guests.challenge(exchange, order)
+        return await self.guests.challenge(exchange, await self.gate.quote(order), short)
 
     async def _headers(self, sale: Sale) -> list[Header]:
         headers: list[Header] = []
@@ -66,11 +80,13 @@ class Checkout:
         if (window := sale.payer.tokens) is not None:
             headers.append((b"x-ratelimit-limit-tokens", b"%d" % window.limit))
             headers.append((b"x-ratelimit-remaining-tokens", b"%d" % window.granted))
-        if sale.payer.guest and self.payers.guests is not None:
-            headers += await self.payers.guests.headers(sale)
+        if sale.payer.guest and self.guests is not None:
+            headers += await self.guests.headers(sale.exchange, sale.payer, sale.hold.available if sale.order.stream else None)
         return headers
 
     async def _repeat(self, exchange: Exchange, payer: Payer, row: Row) -> None:
         exchange.note["replayed"] = True
         headers = [(b"content-type", row.doc["type"].encode()), (b"idempotent-replayed", b"true")]
+        if payer.guest and self.guests is not None:
+            headers += await self.guests.headers(exchange, payer)
         await exchange.answer(row.doc["status"], body_of(row.doc), headers)

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from ppq_proxy.money.accounts import Accounts
+    from ppq_proxy.payments.wallets.base import Wallet
     from ppq_proxy.settings import Settings
     from ppq_proxy.store.base import Store
 
@@ -16,8 +19,10 @@ cli = typer.Typer(
 )  # fmt: skip
 accounts = typer.Typer(help="Accounts and their credit.", no_args_is_help=True)
 keys = typer.Typer(help="API keys of an account.", no_args_is_help=True)
+wallet = typer.Typer(help="The Lightning wallet that the settings name.", no_args_is_help=True)
 cli.add_typer(accounts, name="accounts")
 cli.add_typer(keys, name="keys")
+cli.add_typer(wallet, name="wallet")
 
 Database = Annotated[str | None, typer.Option(help="sqlite:///PATH or mongodb://HOST/DB (PPQ_DATABASE).", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, in a terminal too.")]
@@ -222,6 +227,72 @@ def keys_revoke(
         return {"status": "success", "_id": key_id}
 
     show(with_store(settings, work), as_json)
+
+
+def _with_wallet(database: str | None, work: "Callable[[Wallet], Awaitable[Any]]") -> Any:
+    """Run `work` on the configured wallet; the dev wallet where none is."""
+    import dataclasses
+
+    from ppq_proxy.console import WRONG_USE, fail, load, with_store
+    from ppq_proxy.errors import SettingsError
+    from ppq_proxy.payments.wallets import open_wallet
+
+    settings = load(database=database)
+
+    async def run(store: "Store") -> Any:
+        try:
+            opened = open_wallet(settings if settings.wallet else dataclasses.replace(settings, wallet="dev"), store.rows)
+        except SettingsError as problem:
+            fail(str(problem), WRONG_USE)
+        assert opened is not None
+        try:
+            return await work(opened)
+        finally:
+            await opened.close()
+
+    return with_store(settings, run)
+
+
+@wallet.command("info")
+def wallet_info(database: Database = None, as_json: Json = False) -> None:
+    """What the wallet says about itself."""
+    from ppq_proxy.console import show
+
+    show(_with_wallet(database, lambda opened: opened.info()), as_json)
+
+
+@wallet.command("invoice")
+def wallet_invoice(
+    sats: Annotated[int, typer.Argument(help="Whole sats.", min=1)], database: Database = None, as_json: Json = False
+) -> None:
+    """Make an invoice, as a check; nothing is credited when it is paid."""
+    from ppq_proxy.console import show
+
+    async def work(opened: "Wallet") -> dict[str, str]:
+        made = await opened.create(1000 * sats, "ppq-proxy wallet invoice", 3600, "command")
+        return {"invoice": made.bolt11, "payment_hash": made.payment_hash}
+
+    show(_with_wallet(database, work), as_json)
+
+
+@wallet.command("pay")
+def wallet_pay(
+    invoice: Annotated[str, typer.Argument(help="An invoice of the dev wallet.")],
+    settle_after: Annotated[int, typer.Option(help="Seconds until it settles; the preimage is shown at once.", min=0)] = 0,
+    database: Database = None,
+    as_json: Json = False,
+) -> None:
+    """Pay an invoice of the dev wallet. A real wallet is never asked to pay."""
+    from ppq_proxy.console import FAILED, fail, show
+    from ppq_proxy.payments.wallets.dev import DevWallet
+
+    async def work(opened: "Wallet") -> dict[str, Any]:
+        if not isinstance(opened, DevWallet):
+            fail(f"the wallet is {opened.name}; only the dev wallet pays", FAILED)
+        paid = await opened.pay(invoice, settle_after_seconds=settle_after)
+        return {"preimage": paid.preimage, "payment_hash": paid.payment_hash, "amount_msat": paid.amount_msat}
+
+    show(_with_wallet(database, work), as_json)
 
 
 @cli.command()

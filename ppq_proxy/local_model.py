@@ -110,6 +110,8 @@ class LocalModel:
 
         Raises `LocalModelError`.
         """
+        if self._watching is not None:
+            return
         require()
         try:
             await self._spawn()
@@ -139,15 +141,17 @@ class LocalModel:
             pause = min(2 * pause, LONGEST_PAUSE)
             try:
                 await self._spawn()
-            except LocalModelError as error:
-                log.warning("%s", error)
+            except (LocalModelError, OSError) as error:
+                log.warning("the local model is down: %s", error)
 
     async def _spawn(self) -> None:
         """Run the child until it says where it listens and answers there."""
         await self._end(seconds=0)
         command = ["-m", "ppq_proxy.local_model", "--port", str(self.port), "--threads", str(self.threads), "--child"]
+        # Our settings are none of its business, and some are secrets.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PPQ_")}
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, *command, stdin=PIPE, stdout=PIPE, stderr=PIPE
+            sys.executable, *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment
         )
         self._listening = asyncio.create_task(self._listen(self._process))
         try:
@@ -181,7 +185,8 @@ class LocalModel:
         if process is None:
             return
         if process.returncode is None:
-            process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
             try:
                 await asyncio.wait_for(process.wait(), seconds)
             except TimeoutError:

@@ -1,27 +1,9 @@
 """Who pays for a request: its credentials, in their order of precedence, as a payer."""
 
-from typing import Protocol
-
-from ppq_proxy.errors import GatewayError, Unauthorized
+from ppq_proxy.errors import Unauthorized
 from ppq_proxy.exchange import Exchange
 from ppq_proxy.money.accounts import Accounts, Payer
-from ppq_proxy.sale import Order, Sale
-
-
-class Guests(Protocol):
-    """Paying by the call: `payments.guests` is one."""
-
-    async def payer(self, exchange: Exchange) -> Payer | None:
-        """The guest behind the payment that a request shows; None if it shows none. Raises `GatewayError`."""
-        ...
-
-    async def challenge(self, exchange: Exchange, order: Order) -> GatewayError:
-        """What a request is answered that has to be paid for first, or whose payment does not pay for it."""
-        ...
-
-    async def headers(self, sale: Sale) -> list[tuple[bytes, bytes]]:
-        """Receipt and remaining credit, for an answer to a guest."""
-        ...
+from ppq_proxy.payments.guests import Guests
 
 
 class Payers:
@@ -31,7 +13,11 @@ class Payers:
         self.accounts, self.guests = accounts, guests
 
     async def payer(self, exchange: Exchange) -> Payer | None:
-        """The payer of a request; None if it shows no credential at all. Raises `Unauthorized` for a bad one."""
+        """The payer of a request; None if it shows no credential at all.
+
+        Raises:
+            Unauthorized: a key that is not good. guests.Refused: a payment that is not.
+        """
         headers = exchange.headers
         authorization = headers.get(b"authorization", b"")
         if authorization[:7].lower() == b"bearer " and b"payment-signature" not in headers and b"x-payment" not in headers:
