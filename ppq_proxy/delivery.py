@@ -67,27 +67,26 @@ class Delivery:
         wire = sale.order.wire
         if sale.kept:
             sale.kept.doc |= kept_body(content)
-        charged = await shielded(self.gate.settle(sale, parsed.get("usage"), lambda: wire.text(parsed)))
+        charged = await self.gate.settle(sale, parsed.get("usage"), lambda: wire.text(parsed))
         headers = [JSON_TYPE, (b"x-cost-usd", usd_from_nano(charged).encode()), *await more(sale)]
         await sale.exchange.answer(200, content, headers)
 
     async def _fetch(self, sale: Sale) -> tuple[bytes, Any]:
         order = sale.order
         attempts = sale.attempts = self.router.attempts(order.offering)
-        async for upstream, model in attempts:
+        while True:
+            upstream, model = attempts.current
             try:
                 sent = order.wire.prepare(order.body, model, False, upstream.usage, sale.limits)
                 content = await upstream.post(order.wire.path, sent)
                 parsed = self._read(order, content)
             except Failed as problem:
-                attempts.failed(problem)
-                if await _gone(sale.exchange):
-                    break
+                if not attempts.failed(problem) or await _gone(sale.exchange):
+                    raise problem.error from None
+                await attempts.pause()
                 continue
             attempts.delivered()
             return content, parsed
-        assert attempts.last is not None
-        raise attempts.last.error
 
     @staticmethod
     def _read(order: Order, content: bytes) -> Any:
@@ -104,7 +103,8 @@ class Delivery:
     async def _stream(self, sale: Sale, more: Headers, failure: Failure) -> None:
         order = sale.order
         attempts = sale.attempts = self.router.attempts(order.offering)
-        async for upstream, model in attempts:
+        while True:
+            upstream, model = attempts.current
             sent = order.wire.prepare(order.body, model, True, upstream.usage, sale.limits)
             try:
                 async with upstream.stream(order.wire.path, sent) as response:
@@ -118,11 +118,9 @@ class Delivery:
             except Failed as problem:
                 if sale.exchange.status:  # after the end: of no consequence
                     return
-                attempts.failed(problem)
-                if await _gone(sale.exchange):
-                    break
-        assert attempts.last is not None
-        raise attempts.last.error
+                if not attempts.failed(problem) or await _gone(sale.exchange):
+                    raise problem.error from None
+                await attempts.pause()
 
     @staticmethod
     async def _begin(response: Response, pump: Pump) -> bytes:

@@ -36,9 +36,13 @@ class ClientGone(Exception):
 
 
 class RequestIds:
-    """Ids that grow with time, so that the ledger's index of them does too: the process's start, a counter."""
+    """Ids that grow with time, so that the ledger's index of them does too: the process's start, a counter.
 
-    def __init__(self) -> None:
+    `proxies` are the addresses of reverse proxies whose X-Forwarded-For is believed.
+    """
+
+    def __init__(self, proxies: frozenset[str] = frozenset()) -> None:
+        self.proxies = proxies
         self._prefix = f"req-{time.time_ns() // 1_000_000:011x}{secrets.token_hex(3)}-"
         self._count = itertools.count()
 
@@ -49,10 +53,10 @@ class RequestIds:
 class Exchange:
     """A request and its one answer. `status` is 0 until an answer has begun."""
 
-    __slots__ = ("began", "cors", "first_byte", "headers", "method", "note", "path", "receive", "request_id", "scope", "send", "status")
+    __slots__ = ("began", "cors", "first_byte", "headers", "ids", "method", "note", "path", "receive", "request_id", "scope", "send", "status")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, ids: RequestIds) -> None:
-        self.scope, self.receive, self.send = scope, receive, send
+        self.scope, self.receive, self.send, self.ids = scope, receive, send, ids
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -72,7 +76,11 @@ class Exchange:
     def peer(self) -> str:
         """The address that the request came from."""
         client = self.scope.get("client")
-        return client[0] if client else ""
+        address: str = client[0] if client else ""
+        forwarded = self.headers.get(b"x-forwarded-for")
+        if forwarded and address in self.ids.proxies:
+            address = forwarded.decode("latin-1").rpartition(",")[2].strip() or address
+        return address
 
     def query(self) -> dict[str, str]:
         """The query's parameters, the last of several of a name."""

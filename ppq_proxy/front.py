@@ -41,11 +41,11 @@ class Front:
 
     def __init__(
         self, paths: list[Path], telemetry: Telemetry, envelope: Envelope, start: Callable[[], Awaitable[None]],
-        stop: Callable[[], Awaitable[None]], head: Callable[[Exchange], Awaitable[None]] | None = None,
+        stop: Callable[[], Awaitable[None]], head: Callable[[Exchange], Awaitable[None]] | None = None, proxies: str = "",
     ) -> None:  # fmt: skip
         self.paths, self.telemetry, self.envelope = paths, telemetry, envelope
         self._start, self._stop, self._head = start, stop, head
-        self._ids = RequestIds()
+        self._ids = RequestIds(frozenset(filter(None, proxies.replace(" ", "").split(","))))
         self._fixed = {path.path: path for path in paths if "{" not in path.path}
         self._router = Router([Route(path.path, _Found(path)) for path in paths if "{" in path.path], redirect_slashes=False)
         self._router.default = _nowhere

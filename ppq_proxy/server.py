@@ -30,6 +30,7 @@ def config(app: Any, host: str, port: int, drain_seconds: float, **more: Any) ->
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         backlog=4096,
         ws="none",
         timeout_graceful_shutdown=max(1, int(drain_seconds)),

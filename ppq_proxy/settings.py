@@ -40,6 +40,7 @@ class Settings:
     log_file: str = ""
     secret: str = hidden()
     public_url: str = ""
+    trusted_proxies: str = "127.0.0.1,::1"
 
     # upstreams
     upstream: str = ""

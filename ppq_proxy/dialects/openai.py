@@ -6,8 +6,10 @@ from typing import Any
 import orjson
 
 from ppq_proxy.catalog.catalog import UnknownModel, UnknownType, UnpricedModel
-from ppq_proxy.catalog.offerings import Offering
+from ppq_proxy.catalog.offerings import TYPES, Offering
 from ppq_proxy.checkout import Checkout
+from ppq_proxy.dialects import schemas
+from ppq_proxy.dialects.openapi import EVENTS, IDEMPOTENCY_KEY, JSON, PAID, PAYER, described, query, shaped
 from ppq_proxy.errors import BadRequest, GatewayError, ModelNotFound
 from ppq_proxy.exchange import Exchange, dump
 from ppq_proxy.providers.openai import ChatCompletions
@@ -21,6 +23,7 @@ ESCAPED_LETTER = re.compile(rb"\\u00[46]", re.IGNORECASE)
 NEW_CAP_VENDORS = ("openai",)
 
 
+@shaped(schemas.ERROR)
 def envelope(problem: GatewayError, request_id: str) -> dict[str, Any]:
     """{"error": {"message", "type", "param", "code", "request_id", …}}, as the OpenAI SDKs read it."""
     error = {
@@ -53,7 +56,7 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise BadRequest(f"The body is not valid JSON: {problem}.") from None
     if not isinstance(body, dict):
         raise BadRequest("The body must be a JSON object.")
-    if raw.count(b'"model"') > 1 or ESCAPED_LETTER.search(raw):
+    if raw.count(b'"model"') > 1 or (b"\\u" in raw and ESCAPED_LETTER.search(raw)):
         _refuse_second_model(raw)
     return body
 
@@ -90,6 +93,20 @@ class OpenAI:
         self._wire = ChatCompletions()
         self._listings: dict[tuple[str, str | None], bytes] = {}
 
+    @described(
+        "Chat completion, whole or streamed",
+        tag="chat",
+        auth=PAYER,
+        parameters=(IDEMPOTENCY_KEY,),
+        body=schemas.CHAT_REQUEST,
+        ok={JSON: schemas.CHAT_ANSWER, EVENTS: schemas.EVENT_STREAM},
+        headers={
+            "x-cost-usd": "What a whole answer was charged, as a decimal.",
+            "x-max-tokens-clamped": "The output limit sent upstream, where the hold did not pay for the one asked for.",
+            "x-credit-remaining-usd": "What is left of a payment by the call.",
+        },
+        errors=PAID,
+    )
     async def chat(self, exchange: Exchange) -> None:
         """POST /chat/completions."""
         await self.checkout.serve(exchange, self.order(await exchange.body(self.max_body)), failure_event)
@@ -129,6 +146,21 @@ class OpenAI:
             )
         return offering
 
+    @described(
+        "The models that are sold, with their prices",
+        tag="models",
+        parameters=(
+            query(
+                "type",
+                {"type": "array", "items": {"enum": ["all", *TYPES]}, "default": ["chat"]},
+                "Which kinds, as a comma list; private models are listed with `all` only.",
+                style="form",
+                explode=False,
+            ),
+        ),
+        ok={JSON: schemas.MODELS},
+        errors=(400,),
+    )
     async def models(self, exchange: Exchange) -> None:
         """GET /models, with `?type=`."""
         query = exchange.query()
@@ -145,6 +177,7 @@ class OpenAI:
             self._listings[wanted] = listing
         await exchange.answer(200, listing, [(b"content-type", b"application/json")])
 
+    @described("One model, by its id or an alias", tag="models", ok={JSON: schemas.MODEL}, errors=(404,))
     async def model(self, exchange: Exchange) -> None:
         """GET /models/{id}."""
         name = exchange.scope["path_params"]["id"]

@@ -4,8 +4,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from ppq_proxy.dialects import schemas
 from ppq_proxy.dialects.openai import envelope
-from ppq_proxy.dialects.openapi import document
+from ppq_proxy.dialects.openapi import JSON, described, document
 from ppq_proxy.errors import StoreUnavailable
 from ppq_proxy.exchange import JSON_TYPE, Exchange, dump
 from ppq_proxy.front import Path
@@ -33,10 +34,17 @@ class Operator:
             Path("/openapi.json", {"GET": self.openapi}, envelope),
         ]
 
+    @described("The process lives", tag="operating", ok={JSON: schemas.HEALTH})
     async def health(self, exchange: Exchange) -> None:
         """GET /health: the process lives."""
         await exchange.answer_json({"status": "ok"})
 
+    @described(
+        "Whether there is a store and at least one upstream",
+        tag="operating",
+        ok={JSON: schemas.READINESS},
+        more={503: schemas.READINESS},
+    )
     async def ready(self, exchange: Exchange) -> None:
         """GET /readyz: 200 with a store and at least one upstream that answers, else 503 saying which is missing."""
         try:
@@ -56,10 +64,12 @@ class Operator:
             self._probed = time.monotonic()
         return self._reachable
 
+    @described("Metrics for Prometheus", tag="operating", ok={"text/plain": schemas.STRING})
     async def metrics(self, exchange: Exchange) -> None:
         """GET /metrics, in Prometheus' text format."""
         await exchange.answer(200, self.telemetry.render(), [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
 
+    @described("This document", tag="operating", ok={JSON: {"type": "object"}})
     async def openapi(self, exchange: Exchange) -> None:
         """GET /openapi.json."""
         if not self._document:

@@ -1,6 +1,8 @@
 """Paths around paying by the call (payments-402, §1.7 rule 4)."""
 
+from ppq_proxy.dialects import schemas
 from ppq_proxy.dialects.openai import envelope
+from ppq_proxy.dialects.openapi import JSON, KEY, described
 from ppq_proxy.errors import BadRequest, NotFound, Unauthorized
 from ppq_proxy.exchange import Exchange
 from ppq_proxy.front import Path
@@ -21,6 +23,14 @@ class Payment:
         """The paths, for the table."""
         return [Path("/v1/payments/claim", {"POST": self.claim}, envelope)]
 
+    @described(
+        "Move a payment whose credential was never used to the key's account",
+        tag="payments",
+        auth=KEY,
+        body=schemas.CLAIM_REQUEST,
+        ok={JSON: schemas.CLAIMED},
+        errors=(400, 401, 402, 404, 409, 413, 503),
+    )
     async def claim(self, exchange: Exchange) -> None:
         """POST /v1/payments/claim: move a payment whose credential was never used to the account of the key."""
         payer = await self.payers.payer(exchange)

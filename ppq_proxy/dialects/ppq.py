@@ -4,6 +4,8 @@ from typing import Any
 
 import orjson
 
+from ppq_proxy.dialects import schemas
+from ppq_proxy.dialects.openapi import HOLDER, JSON, PAYER, described, in_path, query
 from ppq_proxy.errors import BadRequest, NotFound, Unauthorized
 from ppq_proxy.exchange import Exchange
 from ppq_proxy.money.accounts import Accounts
@@ -15,6 +17,8 @@ from ppq_proxy.store.base import Entry, HistoryFilter, Key
 
 SMALL_BODY = 64 * 1024
 MOST_ROWS = 100
+KEY_ID = in_path("id", schemas.KEY_ID, "The _id of the key.")
+SHOW_KEY = query("show_key", schemas.FLAG, "With the keys' values.")
 
 
 class PPQ:
@@ -25,6 +29,12 @@ class PPQ:
 
     # accounts
 
+    @described(
+        "Make an account, without credit, and its first key",
+        tag="accounts",
+        ok={JSON: schemas.ACCOUNT},
+        errors=(401, 413, 503),
+    )
     async def create_account(self, exchange: Exchange) -> None:
         """POST /accounts/create: a new account and its key, without credit."""
         if not self.open_accounts:
@@ -33,6 +43,16 @@ class PPQ:
         credit_id, key, _ = await self.accounts.create()
         await exchange.answer_json({"success": True, "credit_id": credit_id, "api_key": key, "balance": 0})
 
+    @described(
+        "The balance, by credit id in the body or by a credential",
+        tag="accounts",
+        auth=PAYER,
+        optional_auth=True,
+        body=schemas.BALANCE_REQUEST,
+        body_required=False,
+        ok={JSON: schemas.BALANCE},
+        errors=(400, 401, 402, 413, 503),
+    )
     async def balance(self, exchange: Exchange) -> None:
         """POST /credits/balance, by `credit_id` in the body, or by a key."""
         body = await exchange.json(SMALL_BODY)
@@ -54,6 +74,14 @@ class PPQ:
 
     # keys
 
+    @described(
+        "The account's keys",
+        tag="keys",
+        auth=HOLDER,
+        parameters=(query("include_disabled", schemas.FLAG, "Revoked ones too."), SHOW_KEY),
+        ok={JSON: schemas.success({"type": "array", "items": schemas.API_KEY})},
+        errors=(400, 401, 503),
+    )
     async def keys(self, exchange: Exchange) -> None:
         """GET /keys."""
         account_id, query = await self._holder(exchange), exchange.query()
@@ -65,6 +93,14 @@ class PPQ:
         ]
         await exchange.answer_json({"status": "success", "data": rows})
 
+    @described(
+        "Make a key; its value is in this answer",
+        tag="keys",
+        auth=HOLDER,
+        body=schemas.NEW_KEY,
+        ok={JSON: schemas.success(schemas.MADE_KEY)},
+        errors=(400, 401, 413, 503),
+    )
     async def create_key(self, exchange: Exchange) -> None:
         """POST /keys: the only answer with the key's value, but for `show_key`."""
         account_id = await self._holder(exchange)
@@ -76,12 +112,29 @@ class PPQ:
         data |= {name: row[name] for name in ("requests_per_minute", "tokens_per_minute") if row[name] is not None}
         await exchange.answer_json({"status": "success", "data": data})
 
+    @described(
+        "One key",
+        tag="keys",
+        auth=HOLDER,
+        parameters=(KEY_ID, SHOW_KEY),
+        ok={JSON: schemas.success(schemas.API_KEY)},
+        errors=(400, 401, 404, 503),
+    )
     async def key(self, exchange: Exchange) -> None:
         """GET /keys/{id}."""
         account_id = await self._holder(exchange)
         key = await self.accounts.key(account_id, exchange.scope["path_params"]["id"])
         await exchange.answer_json({"status": "success", "data": self._shown(key, _flag(exchange.query(), "show_key"))})
 
+    @described(
+        "Change a key; another reset_period starts its usage at 0",
+        tag="keys",
+        auth=HOLDER,
+        parameters=(KEY_ID,),
+        body=schemas.KEY_CHANGES,
+        ok={JSON: schemas.success(schemas.API_KEY)},
+        errors=(400, 401, 404, 413, 503),
+    )
     async def change_key(self, exchange: Exchange) -> None:
         """PATCH /keys/{id}: only the given fields change, null clears."""
         account_id = await self._holder(exchange)
@@ -89,6 +142,14 @@ class PPQ:
         key = await self.accounts.change_key(account_id, exchange.scope["path_params"]["id"], changes)
         await exchange.answer_json({"status": "success", "data": shown(key, now_ms())})
 
+    @described(
+        "Revoke a key, at once and for good",
+        tag="keys",
+        auth=HOLDER,
+        parameters=(KEY_ID,),
+        ok={JSON: schemas.REVOKED},
+        errors=(401, 404, 503),
+    )
     async def revoke_key(self, exchange: Exchange) -> None:
         """DELETE /keys/{id}: at once and for good."""
         account_id = await self._holder(exchange)
@@ -116,6 +177,24 @@ class PPQ:
 
     # history and receipts
 
+    @described(
+        "Charges, newest first: a key's own, or the account's",
+        tag="accounts",
+        auth=(*PAYER, "credit_id_query"),
+        parameters=(
+            query("all_keys", schemas.FLAG, "The charges of all the account's keys; only with an API key."),
+            query("api_key", schemas.STRING, "Only this key's, by its _id or its value; only with a credit id."),
+            query("start_date", schemas.WHEN, "On or after this time."),
+            query("end_date", schemas.WHEN, "On or before this time; of a bare date, its whole day."),
+            query("model", schemas.STRING, "Only this model's."),
+            query("query_source", schemas.STRING, "Only what came from there."),
+            query("query_type", schemas.STRING, "Only this kind."),
+            query("page", {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 1}, "Which page."),
+            query("page_count", {"type": "integer", "minimum": 1, "maximum": MOST_ROWS, "default": 20}, "Rows a page."),
+        ),
+        ok={JSON: schemas.HISTORY},
+        errors=(400, 401, 402, 404, 503),
+    )
     async def history(self, exchange: Exchange) -> None:
         """GET /queries/history."""
         query = exchange.query()
@@ -162,6 +241,14 @@ class PPQ:
             raise NotFound("The account has no such key.")
         return key.id
 
+    @described(
+        "How a charge came about, for the key that paid it",
+        tag="accounts",
+        auth=PAYER,
+        parameters=(in_path("id", schemas.STRING, "The x-request-id of the answer."),),
+        ok={JSON: schemas.RECEIPT},
+        errors=(401, 402, 404, 503),
+    )
     async def receipt(self, exchange: Exchange) -> None:
         """GET /v1/requests/{id}: how a charge came about, for the account that paid it."""
         payer = await self.payers.payer(exchange)

@@ -26,6 +26,11 @@ def _part(details: Any, name: str, most: int) -> int:
     return min(max(value or 0, 0), most)
 
 
+def _says(details: Any) -> bool:
+    """True if details hold anything but zeros: most answers' do not, and need no splitting."""
+    return bool(details) and (not isinstance(details, dict) or any(details.values()))
+
+
 def split(total_in: int, total_out: int, in_details: Any, out_details: Any, *, cached_inside: bool) -> Units:
     """Totals and their details as disjoint classes.
 
@@ -60,7 +65,7 @@ def openai_usage(usage: Any) -> tuple[int, int, Units] | None:
     if prompt is None or completion is None or prompt <= 0 or completion < 0:
         return None
     in_details, out_details = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    if not in_details and not out_details:
+    if not _says(in_details) and not _says(out_details):
         return prompt, completion, {"input": prompt, "output": completion} if completion else {"input": prompt}
     return prompt, completion, split(prompt, completion, in_details, out_details, cached_inside=True)
 

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 import time
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -37,13 +37,12 @@ class Payer:
 
     __slots__ = ("account_id", "allotment", "expire_at", "guest", "key_id", "requests", "tokens")
 
-    def __init__(self, account_id: str, allotment: Allotment, key: Key | None = None, *, guest: bool = False, rate: int | None = None) -> None:
+    def __init__(self, account_id: str, allotment: Allotment, key: Key | None = None, *, guest: bool = False) -> None:
         self.account_id, self.allotment, self.guest = account_id, allotment, guest
         self.key_id = key.id if key else None
         self.expire_at = key.expire_at if key else None
-        rpm = key.rpm if key and key.rpm else rate
-        self.requests = Window(self.key_id or account_id, "requests", rpm) if rpm and not guest else None
-        self.tokens = Window(key.id, "tokens", key.tpm) if key and key.tpm else None
+        self.requests: Window | None = None
+        self.tokens: Window | None = None
 
 
 class Seal:
@@ -67,6 +66,7 @@ class Accounts:
         self.store, self.ledger, self.rate_limit = store, ledger, rate_limit
         self.seal = Seal(secret)
         self.remembered: dict[str, Payer] = {}
+        self._windows: dict[tuple[str, str], Window] = {}
         self.heart: "Heart | None" = None
 
     def unlock(self, secret: bytes) -> None:
@@ -93,7 +93,9 @@ class Accounts:
         if payer := self.known(secret):
             return payer
         key = await self.key_of(secret)
-        payer = Payer(key.account_id, self.ledger.allotment(key.account_id, key.id), key, rate=self.rate_limit)
+        payer = Payer(key.account_id, self.ledger.allotment(key.account_id, key.id), key)
+        payer.requests = self._window(key.id, "requests", key.rpm or self.rate_limit)
+        payer.tokens = self._window(key.id, "tokens", key.tpm)
         if len(self.remembered) >= REMEMBERED:
             self.remembered.clear()
         self.remembered[secret] = payer
@@ -120,7 +122,20 @@ class Accounts:
     async def payer_of_account(self, credit_id: str) -> Payer:
         """The account itself as payer, by its credit id."""
         account_id = await self.holder(credit_id)
-        return Payer(account_id, self.ledger.allotment(account_id, None), rate=self.rate_limit)
+        payer = Payer(account_id, self.ledger.allotment(account_id, None))
+        payer.requests = self._window(account_id, "requests", self.rate_limit)
+        return payer
+
+    def _window(self, name: str, what: Literal["requests", "tokens"], limit: int | None) -> Window | None:
+        """The one window of a limit in this process: a second one would draw a block of its own."""
+        if not limit:
+            return None
+        found = self._windows.get((name, what))
+        if found is None or found.limit != limit:
+            if len(self._windows) >= REMEMBERED:
+                self._windows.clear()
+            found = self._windows[name, what] = Window(name, what, limit)
+        return found
 
     def guest(self, account_id: str) -> Payer:
         """The payer of a guest account."""

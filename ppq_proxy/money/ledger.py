@@ -21,6 +21,10 @@ log = logging.getLogger("ppq.ledger")
 AHEAD = 4096
 """How many calls like the one at hand an allotment may hold ahead."""
 
+PACE_SECONDS = 0.003
+"""Commits begin no sooner one after the other: on a fast disk they would else be many and small, and each has its price.
+The first one after a pause is not held back."""
+
 DURABLE_WAIT_SECONDS = 30  # how long an answer waits for a database that is away
 
 
@@ -32,13 +36,14 @@ def now_ms() -> int:
 class Allotment:
     """What this process has drawn for one key and not promised to a call."""
 
-    __slots__ = ("account_id", "drawn", "free", "key_id", "thin", "touched")
+    __slots__ = ("account_id", "drawing", "drawn", "free", "key_id", "thin", "touched")
 
     def __init__(self, account_id: str, key_id: str | None) -> None:
         self.account_id, self.key_id = account_id, key_id
         self.free = self.drawn = 0
         self.thin = False
         self.touched = 0.0  # not money: monotonic time
+        self.drawing = asyncio.Lock()
 
 
 class Hold:
@@ -60,6 +65,16 @@ class Pending:
     batch: Batch
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
+    def settle(self, problem: StoreUnavailable | None) -> None:
+        """Let those who wait go on: the batch is durable, or they have waited long enough."""
+        for waiter in self.waiters:
+            if waiter.done():
+                continue
+            if problem is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(problem)
+
 
 class Ledger:
     """One process's view of the books."""
@@ -70,6 +85,7 @@ class Ledger:
         self.seq = 0
         self.pending: dict[str, Pending] = {}
         self.flusher: asyncio.Task[None] | None = None
+        self._began = 0.0  # not money: when the last commit began
         self.held = self.captured = self.lost = 0
         self.batch_sizes = Histogram(SIZES)
 
@@ -93,6 +109,12 @@ class Ledger:
 
     async def hold_ahead(self, allotment: Allotment, need: int) -> Hold | None:
         """A hold for an account that is far from its edge, drawing for the next calls too; None if it is not."""
+        async with allotment.drawing:  # one draw serves all who wait
+            return self.try_hold(allotment, need) or await self._hold_ahead(allotment, need)
+
+    async def _hold_ahead(self, allotment: Allotment, need: int) -> Hold | None:
+        if allotment.thin:
+            return None
         drawn = await self._draw(Draw(allotment.account_id, allotment.key_id, need, need, need * AHEAD, edge=False))
         if isinstance(drawn, Refused):
             allotment.thin = True
@@ -190,12 +212,7 @@ class Ledger:
         if entry.amount > hold.amount:
             hold.open = False  # nobody else may end it while it is being extended
             await asyncio.shield(asyncio.ensure_future(self._stretch(hold, entry)))
-        waiter = self._capture(hold, entry, rows)
-        try:
-            async with asyncio.timeout(DURABLE_WAIT_SECONDS):
-                await waiter
-        except TimeoutError:
-            raise StoreUnavailable("the database does not answer: the charge is not yet durable") from None
+        await self._capture(hold, entry, rows)
         return hold.charged
 
     async def _stretch(self, hold: Hold, entry: Entry) -> None:
@@ -274,13 +291,17 @@ class Ledger:
 
     async def _flush(self) -> None:
         while self.pending:
+            early = self._began + PACE_SECONDS - time.monotonic()
+            if early > 0:
+                await asyncio.sleep(early)
+            self._began = time.monotonic()
             owner, pending = next(iter(self.pending.items()))
             await self._commit(owner, pending)
 
     async def _commit(self, owner: str, pending: Pending) -> None:
         """Write a batch, however long it takes: a batch is applied once, so trying again is safe."""
         del self.pending[owner]
-        pause = 0.05  # not money: seconds
+        pause, began = 0.05, time.monotonic()  # not money: seconds
         while True:
             try:
                 await self.store.commit(owner, pending.batch)
@@ -289,10 +310,10 @@ class Ledger:
                 log.warning("commit of %d charges put off: %s", len(pending.batch.entries), problem)
                 await asyncio.sleep(pause)
                 pause = min(2, pause * 2)
+                if time.monotonic() - began > DURABLE_WAIT_SECONDS:
+                    pending.settle(StoreUnavailable("the database does not answer: the charge is not yet durable"))
         self.batch_sizes.observe(len(pending.batch.entries))
-        for waiter in pending.waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        pending.settle(None)
 
     async def flushed(self) -> None:
         """Wait until everything that is pending now is durable."""

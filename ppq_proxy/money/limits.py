@@ -1,5 +1,6 @@
 """Requests and tokens a minute, for each key, over every process: windows of a calendar minute, drawn from the store in blocks."""
 
+import asyncio
 import time
 from typing import Literal
 
@@ -13,11 +14,12 @@ MINUTE = 60
 class Window:
     """One limit of one key as this process sees it. The rest of a block is forgotten with its minute."""
 
-    __slots__ = ("granted", "key_id", "limit", "minute", "spent", "what")
+    __slots__ = ("_drawing", "granted", "key_id", "limit", "minute", "spent", "what")
 
     def __init__(self, key_id: str, what: Literal["requests", "tokens"], limit: int) -> None:
         self.key_id, self.what, self.limit = key_id, what, limit
         self.minute = self.granted = self.spent = 0
+        self._drawing = asyncio.Lock()
 
     def take(self, amount: int, now: float) -> bool:
         """Take from what has been drawn already; False if it does not suffice."""
@@ -32,6 +34,10 @@ class Window:
 
     async def draw(self, amount: int, store: Store) -> None:
         """Take, drawing a block from the store. Raises `RateLimited`."""
+        async with self._drawing:  # one block serves all who wait
+            await self._draw(amount, store)
+
+    async def _draw(self, amount: int, store: Store) -> None:
         while not self.take(amount, time.time()):
             minute, missing = self.minute, amount - self.granted
             granted = await store.take(self.key_id, self.what, minute, max(missing, self.limit // BLOCKS), self.limit)

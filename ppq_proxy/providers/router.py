@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 
 from ppq_proxy.catalog.offerings import Offering
 from ppq_proxy.errors import UpstreamUnavailable
@@ -10,41 +9,41 @@ from ppq_proxy.providers.http import Failed, Upstream
 
 
 class Attempts:
-    """The attempts at one call, in order. `async for` yields (upstream, model); report each with `failed` or `delivered`."""
+    """The attempts at one call: `current` is the target to try; report how it went with `failed` or `delivered`."""
 
-    __slots__ = ("_targets", "current", "last", "made")
+    __slots__ = ("_at", "_targets", "_turn", "made")
 
     def __init__(self, targets: list[tuple[Upstream, str]]) -> None:
         self._targets = targets
+        self._at = self._turn = 0
         self.made: list[dict[str, str]] = []
-        self.last: Failed | None = None
-        self.current: Upstream | None = None
 
-    async def __aiter__(self) -> AsyncIterator[tuple[Upstream, str]]:
-        for upstream, model in self._targets:
-            for turn in range(1 + upstream.retries):
-                if turn:
-                    await asyncio.sleep(0.05 * 2**turn * random.uniform(0.5, 1))
-                self.current = upstream
-                yield upstream, model
-                if self.last is None or not self.last.again:
-                    break
-            if self.last is None or not self.last.elsewhere:
-                return
+    @property
+    def current(self) -> tuple[Upstream, str]:
+        """The upstream to try, and the model's name there."""
+        return self._targets[self._at]
 
-    def failed(self, problem: Failed) -> None:
-        """The current attempt delivered nothing."""
-        assert self.current is not None
-        self.last = problem
-        self.made.append({"upstream": self.current.name, "error": problem.error.code})
-        self.current.note(problem)
+    def failed(self, problem: Failed) -> bool:
+        """The current attempt delivered nothing: go on to the next one; False if there is none."""
+        upstream, _ = self._targets[self._at]
+        self.made.append({"upstream": upstream.name, "error": problem.error.code})
+        upstream.note(problem)
+        if problem.again and self._turn < upstream.retries:
+            self._turn += 1
+            return True
+        self._at, self._turn = self._at + 1, 0
+        return problem.elsewhere and self._at < len(self._targets)
+
+    async def pause(self) -> None:
+        """Before the same upstream is tried again: it failed a moment ago."""
+        if self._turn:
+            await asyncio.sleep(0.05 * 2**self._turn * random.uniform(0.5, 1))
 
     def delivered(self) -> None:
         """The current attempt delivered."""
-        assert self.current is not None
-        self.last = None
-        self.made.append({"upstream": self.current.name})
-        self.current.note(None)
+        upstream, _ = self._targets[self._at]
+        self.made.append({"upstream": upstream.name})
+        upstream.note(None)
 
 
 class Router:
