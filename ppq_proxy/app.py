@@ -11,14 +11,14 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, TextIO
 
 from ppq_proxy import settings as settings_module
-from ppq_proxy.catalog.encodings import preload
 from ppq_proxy.catalog.offerings import DEFAULT_UPSTREAM
 from ppq_proxy.checkout import Checkout
 from ppq_proxy.delivery import Delivery
-from ppq_proxy.dialects.operator import Operator
 from ppq_proxy.dialects.openai import OpenAI, envelope
+from ppq_proxy.dialects.operator import Operator
 from ppq_proxy.dialects.payment import Payment
 from ppq_proxy.dialects.ppq import PPQ
+from ppq_proxy.dialects.topup import TopUp
 from ppq_proxy.front import Front, Path
 from ppq_proxy.idempotency import Answers
 from ppq_proxy.metering.stream import Patience, Watch
@@ -26,8 +26,11 @@ from ppq_proxy.money.accounts import Accounts
 from ppq_proxy.money.ledger import Ledger
 from ppq_proxy.money.owner import Heart, owner_name
 from ppq_proxy.payers import Payers
+from ppq_proxy.payments.auto_topup import AutoTopUps
 from ppq_proxy.payments.guests import Guests
 from ppq_proxy.payments.rates import Rates, parse_sources
+from ppq_proxy.payments.reconcile import Reconciler
+from ppq_proxy.payments.topups import TopUps
 from ppq_proxy.payments.wallets import open_wallet
 from ppq_proxy.providers.http import Upstream
 from ppq_proxy.providers.router import Router
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 SWEEP_ANSWERS_SECONDS = 300.0
-PRELOAD_SECONDS = 0.5
 GC_ALLOCATIONS = 20_000
 
 
@@ -54,7 +56,9 @@ class App:
         self.ledger = Ledger(self.store, owner_name())
         self.telemetry = Telemetry(log)
         self.watch = Watch(
-            Patience(settings.client_gone_read_on_seconds, settings.client_gone_read_on_bytes, settings.client_stall_seconds)
+            Patience(
+                settings.client_gone_read_on_seconds, settings.client_gone_read_on_bytes, settings.client_stall_seconds
+            )
         )
         self.upstreams = upstreams(settings)
         self.router = Router(self.upstreams)
@@ -64,9 +68,16 @@ class App:
             self.store, self.ledger, settings.owner_lease_seconds, settings.allotment_idle_seconds, self.accounts.forget
         )
         self.accounts.heart = self.heart
-        self.rates = Rates(parse_sources(settings.rate_sources), fixed_usd=settings.btc_usd, max_age_seconds=int(settings.rate_max_age_seconds))
+        self.rates = Rates(
+            parse_sources(settings.rate_sources),
+            fixed_usd=settings.btc_usd,
+            max_age_seconds=int(settings.rate_max_age_seconds),
+        )
         self.wallet = open_wallet(settings, self.store.rows)
         self.guests = Guests(settings, self.accounts, self.wallet, self.rates, []) if self.wallet else None
+        self.topups = TopUps(settings, self.accounts, self.wallet, self.rates)
+        self.reconciler = Reconciler(self.topups)
+        self.auto_topups = AutoTopUps(self.accounts, self.topups)
         self.payers = Payers(self.accounts, self.guests)
         self.gate = Gate(self.ledger, self.shelf)
         self.delivery = Delivery(self.gate, self.router, self.watch)
@@ -79,7 +90,15 @@ class App:
         """The application as the server calls it."""
         operator = Operator(self.store, self.router, self.telemetry, lambda: front.paths)
         head = self.guests.head if self.guests else None
-        front = Front([*self._paths(), *operator.paths()], self.telemetry, envelope, self.start, self.stop, head, self.settings.trusted_proxies)
+        front = Front(
+            [*self._paths(), *operator.paths()],
+            self.telemetry,
+            envelope,
+            self.start,
+            self.stop,
+            head,
+            self.settings.trusted_proxies,
+        )
         return front
 
     def _paths(self) -> list[Path]:
@@ -96,25 +115,32 @@ class App:
             Path("/queries/history", {"GET": ppq.history}, envelope),
             Path("/v1/requests/{id}", {"GET": ppq.receipt}, envelope),
             *Payment(self.accounts, self.payers).paths(),
+            *TopUp(self.payers, self.topups, self.auto_topups).paths(),
         ]
 
     async def start(self) -> None:
         await self.store.open()
         secret = self.settings.secret.encode() or await self.store.secret(secrets.token_bytes(32))
         self.accounts.unlock(secret)
+        self.topups.unlock(secret)
         if self.guests:
             self.guests.unlock(secret)
+        if self.guests or self.topups.methods():
             await self.rates.start()
         await self.heart.start()
         self.watch.start()
         self.telemetry.start()
         await self.shelf.start()
-        self._tasks.append(asyncio.create_task(self._preload()))
         spare_the_collector()
         self._tasks.append(asyncio.create_task(self._sweep()))
+        self.reconciler.start()
+        self.auto_topups.start()
 
     async def stop(self) -> None:
         await self.delivery.drained(4)
+        await self.auto_topups.stop()
+        await self.reconciler.stop()
+        await self.topups.close()
         for task in self._tasks:
             task.cancel()
         await self.shelf.stop()
@@ -127,12 +153,6 @@ class App:
         await self.store.close()
         await self.telemetry.stop()
 
-    @staticmethod
-    async def _preload() -> None:
-        """Encodings take half a second of CPU to build: the first answers come before them."""
-        await asyncio.sleep(PRELOAD_SECONDS)
-        await asyncio.to_thread(preload)
-
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_ANSWERS_SECONDS)
@@ -144,13 +164,18 @@ class App:
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         ledger = self.ledger
-        yield GaugeMetricFamily("ppq_held_nano_usd", "Promised to open calls of this process, in 1e-9 USD.", value=ledger.held)
+        yield GaugeMetricFamily(
+            "ppq_held_nano_usd", "Promised to open calls of this process, in 1e-9 USD.", value=ledger.held
+        )
         drawn = sum(one.drawn for one in ledger.allotments.values())
         yield GaugeMetricFamily("ppq_drawn_nano_usd", "Drawn from accounts by this process, in 1e-9 USD.", value=drawn)
         yield CounterMetricFamily("ppq_lost_nano_usd", "Delivered and not paid for, in 1e-9 USD.", value=ledger.lost)
         yield GaugeMetricFamily("ppq_active_calls", "Calls that are not settled yet.", value=self.delivery.active)
         yield HistogramMetricFamily(
-            "ppq_commit_batch_size", "Captures a commit.", buckets=ledger.batch_sizes.cumulative(), sum_value=ledger.batch_sizes.sum
+            "ppq_commit_batch_size",
+            "Captures a commit.",
+            buckets=ledger.batch_sizes.cumulative(),
+            sum_value=ledger.batch_sizes.sum,
         )
         yield from upstream_metrics(self.upstreams)
 
@@ -166,7 +191,9 @@ def upstream_metrics(upstreams: dict[str, Upstream]) -> Iterable["Metric"]:
     """Latency, failures and breaker state by upstream."""
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-    latency = HistogramMetricFamily("ppq_upstream_seconds", "Until an upstream's answer began or was whole.", labels=["upstream"])
+    latency = HistogramMetricFamily(
+        "ppq_upstream_seconds", "Until an upstream's answer began or was whole.", labels=["upstream"]
+    )
     failures = CounterMetricFamily("ppq_upstream_failures", "Failed attempts.", labels=["upstream", "code"])
     breaker = GaugeMetricFamily("ppq_upstream_breaker_open", "1 while calls are kept away.", labels=["upstream"])
     for name, upstream in upstreams.items():
@@ -203,7 +230,7 @@ def upstreams(settings: Settings) -> dict[str, Upstream]:
 def from_environment() -> Front:
     """The application from the environment, as a worker process makes it."""
     settings = settings_module.load()
-    log = FilePath(settings.log_file).open("a") if settings.log_file else sys.stderr
+    log = FilePath(settings.log_file).open("a") if settings.log_file else sys.stderr  # noqa: SIM115 (open for the process's life)
     return App(settings, log).asgi()
 
 

@@ -31,7 +31,12 @@ class Checkout:
         if payer is None:
             raise await self._challenge(exchange, order)
         note = exchange.note
-        note["account"], note["key"], note["model"], note["stream"] = payer.account_id, payer.key_id, order.offering.id, order.stream
+        note["account"], note["key"], note["model"], note["stream"] = (
+            payer.account_id,
+            payer.key_id,
+            order.offering.id,
+            order.stream,
+        )
         row = None
         if b"idempotency-key" in exchange.headers:
             row = await self.answers.claim(exchange, payer.account_id, order.raw, self.gate.ledger.owner)
@@ -81,7 +86,9 @@ class Checkout:
             headers.append((b"x-ratelimit-limit-tokens", b"%d" % window.limit))
             headers.append((b"x-ratelimit-remaining-tokens", b"%d" % window.granted))
         if sale.payer.guest and self.guests is not None:
-            headers += await self.guests.headers(sale.exchange, sale.payer, sale.hold.available if sale.order.stream else None)
+            headers += await self.guests.headers(
+                sale.exchange, sale.payer, sale.hold.available if sale.order.stream else None
+            )
         return headers
 
     async def _repeat(self, exchange: Exchange, payer: Payer, row: Row) -> None:

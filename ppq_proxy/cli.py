@@ -24,7 +24,9 @@ cli.add_typer(accounts, name="accounts")
 cli.add_typer(keys, name="keys")
 cli.add_typer(wallet, name="wallet")
 
-Database = Annotated[str | None, typer.Option(help="sqlite:///PATH or mongodb://HOST/DB (PPQ_DATABASE).", show_default=False)]
+Database = Annotated[
+    str | None, typer.Option(help="sqlite:///PATH or mongodb://HOST/DB (PPQ_DATABASE).", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, in a terminal too.")]
 CreditId = Annotated[str, typer.Argument(help="The account's credit id.")]
 
@@ -93,7 +95,9 @@ def run(
 
 @accounts.command("create")
 def accounts_create(
-    credit: Annotated[str, typer.Option(help="Dollars to start with.")] = "0", database: Database = None, as_json: Json = False
+    credit: Annotated[str, typer.Option(help="Dollars to start with.")] = "0",
+    database: Database = None,
+    as_json: Json = False,
 ) -> None:
     """Make an account with one key."""
     from ppq_proxy.console import load, show, with_store
@@ -195,7 +199,10 @@ def keys_create(
 
 @keys.command("list")
 def keys_list(
-    credit_id: CreditId, revoked: Annotated[bool, typer.Option(help="Revoked ones too.")] = False, database: Database = None, as_json: Json = False
+    credit_id: CreditId,
+    revoked: Annotated[bool, typer.Option(help="Revoked ones too.")] = False,
+    database: Database = None,
+    as_json: Json = False,
 ) -> None:
     """The keys of an account, without their values."""
     from ppq_proxy.console import load, show, with_store
@@ -214,7 +221,10 @@ def keys_list(
 
 @keys.command("revoke")
 def keys_revoke(
-    credit_id: CreditId, key_id: Annotated[str, typer.Argument(help="The _id of the key.")], database: Database = None, as_json: Json = False
+    credit_id: CreditId,
+    key_id: Annotated[str, typer.Argument(help="The _id of the key.")],
+    database: Database = None,
+    as_json: Json = False,
 ) -> None:
     """Revoke a key: done once no worker takes it any more."""
     from ppq_proxy.console import load, show, with_store
@@ -241,7 +251,9 @@ def _with_wallet(database: str | None, work: "Callable[[Wallet], Awaitable[Any]]
 
     async def run(store: "Store") -> Any:
         try:
-            opened = open_wallet(settings if settings.wallet else dataclasses.replace(settings, wallet="dev"), store.rows)
+            opened = open_wallet(
+                settings if settings.wallet else dataclasses.replace(settings, wallet="dev"), store.rows
+            )
         except SettingsError as problem:
             fail(str(problem), WRONG_USE)
         assert opened is not None
@@ -278,7 +290,9 @@ def wallet_invoice(
 @wallet.command("pay")
 def wallet_pay(
     invoice: Annotated[str, typer.Argument(help="An invoice of the dev wallet.")],
-    settle_after: Annotated[int, typer.Option(help="Seconds until it settles; the preimage is shown at once.", min=0)] = 0,
+    settle_after: Annotated[
+        int, typer.Option(help="Seconds until it settles; the preimage is shown at once.", min=0)
+    ] = 0,
     database: Database = None,
     as_json: Json = False,
 ) -> None:
@@ -297,7 +311,10 @@ def wallet_pay(
 
 @cli.command()
 def history(
-    credit_id: CreditId, limit: Annotated[int, typer.Option(help="Rows.", min=1)] = 20, database: Database = None, as_json: Json = False
+    credit_id: CreditId,
+    limit: Annotated[int, typer.Option(help="Rows.", min=1)] = 20,
+    database: Database = None,
+    as_json: Json = False,
 ) -> None:
     """The newest charges of an account."""
     from ppq_proxy.console import load, show, with_store
@@ -323,7 +340,9 @@ def history(
 
 @cli.command()
 def explain(
-    request_id: Annotated[str, typer.Argument(help="The x-request-id of the answer.")], database: Database = None, as_json: Json = False
+    request_id: Annotated[str, typer.Argument(help="The x-request-id of the answer.")],
+    database: Database = None,
+    as_json: Json = False,
 ) -> None:
     """How a charge came about: units × prices × catalogue version, usage source, attempts."""
     from ppq_proxy.console import NOT_FOUND, fail, load, show, with_store

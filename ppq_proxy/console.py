@@ -76,4 +76,10 @@ def show(value: Any, as_json: bool, columns: Sequence[str] = ()) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return value if isinstance(value, str) else orjson.dumps(value, default=str).decode() if isinstance(value, dict | list) else str(value)
+    return (
+        value
+        if isinstance(value, str)
+        else orjson.dumps(value, default=str).decode()
+        if isinstance(value, dict | list)
+        else str(value)
+    )

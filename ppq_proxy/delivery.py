@@ -57,7 +57,7 @@ class Delivery:
     async def drained(self, seconds: float) -> None:
         """Wait for what is under way, at most so long."""
         end = asyncio.get_running_loop().time() + seconds
-        while self.active and asyncio.get_running_loop().time() < end:
+        while self.active and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 (once, at the end)
             await asyncio.sleep(0.02)
 
     # whole answers
@@ -136,7 +136,9 @@ class Delivery:
             raise _nothing()
         return first
 
-    async def _pass_on(self, sale: Sale, response: Response, events: Events, pump: Pump, first: bytes, failure: Failure) -> None:
+    async def _pass_on(
+        self, sale: Sale, response: Response, events: Events, pump: Pump, first: bytes, failure: Failure
+    ) -> None:
         """The delivering part: pass on, charge, end."""
         try:
             await pump.run(response, first)

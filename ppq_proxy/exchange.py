@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 import orjson
@@ -29,6 +29,16 @@ EXPOSED = (
     b"x-max-tokens-clamped, x-credit-remaining-usd, retry-after, x-ratelimit-limit-requests, x-ratelimit-remaining-requests"
 )
 CORS: tuple[Header, ...] = ((b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", EXPOSED))
+
+
+class Lane(Protocol):
+    """A server's short lane past ASGI's messages (`server.Lane`); False or None where it cannot be used now."""
+
+    def body(self) -> bytes | None: ...
+
+    def answer(self, status: int, headers: list[Header], body: bytes) -> bool: ...
+
+    def chunk(self, data: bytes) -> bool: ...
 
 
 class ClientGone(Exception):
@@ -53,10 +63,28 @@ class RequestIds:
 class Exchange:
     """A request and its one answer. `status` is 0 until an answer has begun."""
 
-    __slots__ = ("began", "cors", "first_byte", "headers", "ids", "method", "note", "path", "receive", "request_id", "scope", "send", "status")
+    __slots__ = (
+        "began",
+        "cors",
+        "first_byte",
+        "headers",
+        "ids",
+        "lane",
+        "method",
+        "note",
+        "path",
+        "receive",
+        "request_id",
+        "scope",
+        "send",
+        "status",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, ids: RequestIds) -> None:
         self.scope, self.receive, self.send, self.ids = scope, receive, send, ids
+        # taken out of the scope: the server's own record of the exchange holds the scope, and would hold itself by it
+        extensions = scope.get("extensions")
+        self.lane: Lane | None = extensions.pop("ppq.lane", None) if extensions else None
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -91,6 +119,8 @@ class Exchange:
         announced = self.headers.get(b"content-length")
         if announced is not None and (not announced.isdigit() or int(announced) > limit):
             raise BodyTooLarge(f"The body may have at most {limit} bytes.", headers={"connection": "close"})
+        if self.lane is not None and (whole := self.lane.body()) is not None and len(whole) <= limit:
+            return whole
         message = await self.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
@@ -127,6 +157,14 @@ class Exchange:
     async def answer(self, status: int, body: bytes, headers: list[Header]) -> None:
         """A whole answer in one go."""
         headers.append((b"content-length", b"%d" % len(body)))
+        if self.lane is not None and status == 200 and self.method != "HEAD":
+            headers.append((b"x-request-id", self.request_id.encode()))
+            if self.cors:
+                headers += CORS
+            if self.lane.answer(status, headers, body):
+                self.status, self.first_byte = status, time.perf_counter()
+                return
+            del headers[-1 - (len(CORS) if self.cors else 0) :]
         await self.start(status, headers)
         self.first_byte = time.perf_counter()
         await self.send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})

@@ -47,7 +47,9 @@ class Front:
         self._start, self._stop, self._head = start, stop, head
         self._ids = RequestIds(frozenset(filter(None, proxies.replace(" ", "").split(","))))
         self._fixed = {path.path: path for path in paths if "{" not in path.path}
-        self._router = Router([Route(path.path, _Found(path)) for path in paths if "{" in path.path], redirect_slashes=False)
+        self._router = Router(
+            [Route(path.path, _Found(path)) for path in paths if "{" in path.path], redirect_slashes=False
+        )
         self._router.default = _nowhere
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +92,9 @@ class Front:
     async def _otherwise(self, exchange: Exchange, path: Path | None) -> None:
         """No handler: a preflight, a HEAD, or an error."""
         if path is None:
-            raise NotFound(f"There is nothing at {exchange.method} {exchange.path[:200]}. GET /openapi.json lists what there is.")
+            raise NotFound(
+                f"There is nothing at {exchange.method} {exchange.path[:200]}. GET /openapi.json lists what there is."
+            )
         allowed = ", ".join(sorted({*path.handlers, "OPTIONS", "HEAD"}))
         if exchange.method == "OPTIONS":
             await self._preflight(exchange, allowed)
@@ -99,7 +103,9 @@ class Front:
         elif exchange.method == "HEAD" and "GET" in path.handlers:
             await path.handlers["GET"](exchange)
         else:
-            raise MethodNotAllowed(f"{exchange.path[:200]} takes {allowed}, not {exchange.method}.", headers={"allow": allowed})
+            raise MethodNotAllowed(
+                f"{exchange.path[:200]} takes {allowed}, not {exchange.method}.", headers={"allow": allowed}
+            )
 
     @staticmethod
     async def _preflight(exchange: Exchange, allowed: str) -> None:
@@ -121,7 +127,9 @@ class Front:
         if exchange.status:  # the answer has begun: there is no envelope any more
             return
         envelope = path.envelope if path else self.envelope
-        headers: list[Header] = [(name.encode(), value.encode("latin-1", "replace")) for name, value in problem.headers.items()]
+        headers: list[Header] = [
+            (name.encode(), value.encode("latin-1", "replace")) for name, value in problem.headers.items()
+        ]
         if "content-type" not in problem.headers:
             headers.append((b"content-type", b"application/json"))
         headers += problem.header_lines

@@ -36,7 +36,11 @@ class Answers:
         if not 1 <= len(given) <= 255:
             raise BadRequest("Idempotency-Key must have 1 to 255 characters.")
         name = hashlib.sha256(account_id.encode() + b"\0" + given).hexdigest()
-        doc = {"account": account_id, "owner": owner, "body": hashlib.sha256(exchange.path.removeprefix("/v1").encode() + b"\0" + raw).hexdigest()}
+        doc = {
+            "account": account_id,
+            "owner": owner,
+            "body": hashlib.sha256(exchange.path.removeprefix("/v1").encode() + b"\0" + raw).hexdigest(),
+        }
         for _ in range(8):
             due = now_ms() + KEPT_MS
             if await self.store.rows.insert(KIND, name, doc, state="running", due=due):
@@ -48,13 +52,18 @@ class Answers:
                 await self.store.rows.delete(found)
                 continue
             if found.doc["body"] != doc["body"]:
-                raise IdempotencyMismatch("This Idempotency-Key was used with another request; use a new key for a new request.")
+                raise IdempotencyMismatch(
+                    "This Idempotency-Key was used with another request; use a new key for a new request."
+                )
             if found.state == "finished":
                 return found
             if await self._abandoned(found.doc["owner"]) and await self.store.rows.replace(found, doc, due=due):
                 return Row(KIND, name, doc, found.version + 1, "running", due)
             break
-        raise StillRunning("A request with this Idempotency-Key is still running; repeat it later for its answer.", headers={"retry-after": "1"})
+        raise StillRunning(
+            "A request with this Idempotency-Key is still running; repeat it later for its answer.",
+            headers={"retry-after": "1"},
+        )
 
     async def _abandoned(self, owner: str) -> bool:
         host, at = host_name(), now_ms()

@@ -20,7 +20,11 @@ class Payers:
         """
         headers = exchange.headers
         authorization = headers.get(b"authorization", b"")
-        if authorization[:7].lower() == b"bearer " and b"payment-signature" not in headers and b"x-payment" not in headers:
+        if (
+            authorization[:7].lower() == b"bearer "
+            and b"payment-signature" not in headers
+            and b"x-payment" not in headers
+        ):
             secret = authorization[7:].decode("latin-1").strip()
             if b"payment-authorization" not in headers or self.guests is None:
                 return self.accounts.known(secret) or await self._bearer(secret)

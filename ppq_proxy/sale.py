@@ -4,7 +4,6 @@ One function captures, called from one place, whatever the protocol, streamed or
 how it looks on the wire is the dialect's and the protocol's business; here is no path name and no envelope.
 """
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 import orjson
 
 from ppq_proxy.catalog.offerings import Offering
-from ppq_proxy.catalog.tokens import INLINE_BYTES, count_chat_async, count_completion, hold_factor, needs_rules
+from ppq_proxy.catalog.tokens import count_chat_async, count_completion_async, hold_factor, needs_rules
 from ppq_proxy.exchange import Exchange
 from ppq_proxy.metering.sse import Reader
 from ppq_proxy.metering.usage import ABSURD_FACTOR, Units, totals
@@ -43,7 +42,9 @@ class Wire(Protocol):
     query_type: str
     end: bytes
 
-    def prepare(self, body: dict[str, Any], model: str, stream: bool, usage: str, limits: dict[str, int] | None) -> bytes: ...
+    def prepare(
+        self, body: dict[str, Any], model: str, stream: bool, usage: str, limits: dict[str, int] | None
+    ) -> bytes: ...
 
     def events(self, body: dict[str, Any]) -> Events: ...
 
@@ -132,7 +133,9 @@ class Gate:
         most = order.offering.max_output or UNLIMITED_OUTPUT
         return min(most, UNLIMITED_OUTPUT) if payer.guest else most
 
-    async def _open_counted(self, exchange: Exchange, order: Order, payer: Payer, tokens: tuple[int, int] | None) -> Sale:
+    async def _open_counted(
+        self, exchange: Exchange, order: Order, payer: Payer, tokens: tuple[int, int] | None
+    ) -> Sale:
         """A hold near an account's edge: the prompt is counted, and the output limited to what can be paid."""
         prices, wanted = order.offering.prices, self._wanted_output(order, payer)
         counted = await count_prompt(order)
@@ -154,7 +157,11 @@ class Gate:
     async def quote(self, order: Order) -> int:
         """What a guest is asked to pay for an order, in nano-USD: counted input and the output limit."""
         counted = hold_tokens(await count_prompt(order), order.offering)
-        wanted = max(order.caps.values()) if order.caps else min(order.offering.max_output or UNLIMITED_OUTPUT, UNLIMITED_OUTPUT)
+        wanted = (
+            max(order.caps.values())
+            if order.caps
+            else min(order.offering.max_output or UNLIMITED_OUTPUT, UNLIMITED_OUTPUT)
+        )
         return order.offering.prices.bound(counted, wanted * order.n)
 
     # charge
@@ -169,7 +176,7 @@ class Gate:
         units, source = None if cut else await self._believed(sale, block, text), "upstream"
         if units is None:
             units, source = {"input": await self._prompt(sale)}, "counted"
-            if made := await count_output(text(), order.offering):
+            if made := await count_completion_async(text(), order.offering):
                 units["output"] = made
         entry = self._entry(sale, units, source, order.offering.prices.charge(units))
         if sale.tokens and sale.payer.tokens:
@@ -177,7 +184,7 @@ class Gate:
             sale.payer.tokens.give_back(max(0, taken - entry.inputs - entry.outputs), minute)
         charged = await self.ledger.capture(sale.hold, entry, [sale.kept] if sale.kept else None)
         note = sale.exchange.note
-        note["units"], note["usage_source"], note["cost"] = units, source, charged
+        note["units"], note["usage_source"], note["cost_nano_usd"] = units, source, charged
         note["in"], note["out"] = entry.inputs, entry.outputs
         note["upstream"] = sale.attempts.made[-1]["upstream"] if sale.attempts else ""
         return charged
@@ -198,7 +205,9 @@ class Gate:
             return None
         if completion == 0 or order.n > 1:
             delivered = text()
-            if delivered and (completion == 0 or 2 * completion < await count_output(delivered, order.offering)):
+            if delivered and (
+                completion == 0 or 2 * completion < await count_completion_async(delivered, order.offering)
+            ):
                 return None
         if prompt > len(order.raw) // 2 + 64 and prompt > ABSURD_FACTOR * await self._prompt(sale):
             return None
@@ -238,17 +247,9 @@ class Gate:
             sale.payer.tokens.give_back(*sale.tokens)
 
 
-
 async def count_prompt(order: Order) -> int:
     """The prompt's tokens by our own count."""
     return await count_chat_async(order.body, order.offering, len(order.raw))
-
-
-async def count_output(text: str, offering: Offering) -> int:
-    """The tokens of delivered text by our own count."""
-    if len(text) <= INLINE_BYTES:
-        return count_completion(text, offering)
-    return await asyncio.to_thread(count_completion, text, offering)
 
 
 def hold_tokens(counted: int, offering: Offering) -> int:

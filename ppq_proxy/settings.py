@@ -112,7 +112,9 @@ class Settings:
         except orjson.JSONDecodeError as problem:
             raise SettingsError(f"{PREFIX}UPSTREAMS is not JSON: {problem}") from None
         if not isinstance(table, dict) or not all(isinstance(row, dict) and row.get("url") for row in table.values()):
-            raise SettingsError(f'{PREFIX}UPSTREAMS must be an object like {{"name": {{"url": "https://…/v1", "key": "…"}}}}')
+            raise SettingsError(
+                f'{PREFIX}UPSTREAMS must be an object like {{"name": {{"url": "https://…/v1", "key": "…"}}}}'
+            )
         return table
 
     def per_minute(self, name: str) -> int | None:
@@ -165,7 +167,9 @@ def _known(name: str, shown: str) -> str:
     if name in NAMES:
         return name
     near = difflib.get_close_matches(name, NAMES, 1, 0)
-    raise SettingsError(f"unknown setting {shown}; did you mean {PREFIX}{near[0].upper()}?" if near else f"unknown setting {shown}")
+    raise SettingsError(
+        f"unknown setting {shown}; did you mean {PREFIX}{near[0].upper()}?" if near else f"unknown setting {shown}"
+    )
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
@@ -174,7 +178,16 @@ def _typed(name: str, value: Any, kind: type) -> Any:
     text = str(value).strip()
     try:
         if kind is bool:
-            return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}[text.lower()]
+            return {
+                "1": True,
+                "true": True,
+                "yes": True,
+                "on": True,
+                "0": False,
+                "false": False,
+                "no": False,
+                "off": False,
+            }[text.lower()]
         return kind(text)
     except (KeyError, ValueError):
         raise SettingsError(f"{PREFIX}{name.upper()} must be a {kind.__name__}, not {text[:40]!r}") from None
@@ -188,7 +201,9 @@ def _check(settings: Settings) -> None:
     if settings.workers < 1:
         raise SettingsError(f"{PREFIX}WORKERS must be at least 1")
     if not settings.database.startswith(("sqlite:///", "mongodb://", "mongodb+srv://")):
-        raise SettingsError(f"{PREFIX}DATABASE must be sqlite:///PATH or mongodb://HOST/DB, not {settings.database.split('@')[-1]!r}")
+        raise SettingsError(
+            f"{PREFIX}DATABASE must be sqlite:///PATH or mongodb://HOST/DB, not {settings.database.split('@')[-1]!r}"
+        )
     try:
         if not Decimal(settings.margin).is_finite() or not 0 <= Decimal(settings.margin) <= 10:
             raise SettingsError(f"{PREFIX}MARGIN must be within 0 and 10, not {settings.margin}")

@@ -55,7 +55,9 @@ class Shelf:
         others = self._known.restrict([name for name in self.upstreams if name != DEFAULT_UPSTREAM])
         self.catalog = own.joined(self._priced(rows)).joined(others)
         if not self.catalog.offerings:
-            log.warning("the upstream lists %d models, none of them with a price: give prices with --models FILE", own.left_out)
+            log.warning(
+                "the upstream lists %d models, none of them with a price: give prices with --models FILE", own.left_out
+            )
 
     def _priced(self, rows: Any) -> Catalog:
         """Models that the upstream lists without a price, and whose price our own file knows."""

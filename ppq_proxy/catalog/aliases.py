@@ -6,6 +6,7 @@ A date behind a name is another name unless the row declares it. Where a name wi
 the first in the file has it.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -16,6 +17,8 @@ NO_VENDOR: Final = ("private/", "api/", "x/")
 LONGEST: Final = 256
 #: Names less alike than this are not worth suggesting.
 ALIKE: Final = 0.4
+#: Names that share so many of their letters, in whatever order, are alike too.
+SAME_LETTERS: Final = 0.85
 
 
 class NameTaken(ValueError):
@@ -96,16 +99,27 @@ class Nearest:
         self._pairs = {name: _pairs(name) for name in names}
 
     def find(self, name: str, n: int = 3) -> list[str]:
-        """The `n` names that share the most pairs of letters with it (Dice's coefficient), the best first."""
-        wanted = _pairs(name[:LONGEST])
+        """The `n` names most like it, the best first: by shared pairs of letters (Dice's coefficient), and by shared letters.
+
+        Pairs alone miss two letters swapped in a short name; letters alone find too much, so they need to be nearly all.
+        """
+        wanted, letters = _pairs(name[:LONGEST]), Counter(_tail(name[:LONGEST]))
         scored = []
         for candidate, pairs in self._pairs.items():
             likeness = 2 * len(wanted & pairs) / max(1, len(wanted) + len(pairs))
+            if likeness <= ALIKE and abs(len(pairs) - len(wanted)) <= 2:
+                other = Counter(_tail(candidate))
+                shared = 2 * (letters & other).total() / max(1, letters.total() + other.total())
+                likeness = max(likeness, shared - (1 - SAME_LETTERS)) if shared >= SAME_LETTERS else likeness
             if likeness > ALIKE:
                 scored.append((-likeness, candidate))
         return [candidate for _, candidate in sorted(scored)[:n]]
 
 
+def _tail(name: str) -> str:
+    return normal(name).rpartition("/")[2]
+
+
 def _pairs(name: str) -> frozenset[str]:
-    text = normal(name).rpartition("/")[2]
+    text = _tail(name)
     return frozenset(text[at : at + 2] for at in range(len(text) - 1))

@@ -17,7 +17,7 @@ import orjson
 
 from ppq_proxy.catalog import pictures, recordings
 from ppq_proxy.catalog.aliases import normal
-from ppq_proxy.catalog.encodings import encoding
+from ppq_proxy.catalog.encodings import encoding, loaded
 from ppq_proxy.catalog.offerings import Offering
 
 #: Tokens around each message and before the answer (OpenAI's chat format).
@@ -89,7 +89,7 @@ def count_chat(body: Mapping[str, Any], offering: Offering) -> int:
 
 async def count_chat_async(body: Mapping[str, Any], offering: Offering, size: int) -> int:
     """`count_chat`, in a thread where the request of `size` bytes is long: encoding leaves other requests running."""
-    if size <= INLINE_BYTES:
+    if size <= INLINE_BYTES and loaded(tokenizer(offering)):
         return count_chat(body, offering)
     return await asyncio.to_thread(count_chat, body, offering)
 
@@ -97,6 +97,13 @@ async def count_chat_async(body: Mapping[str, Any], offering: Offering, size: in
 def count_completion(text: str, offering: Offering) -> int:
     """The tokens of text that a model made."""
     return count_text(text, tokenizer(offering))
+
+
+async def count_completion_async(text: str, offering: Offering) -> int:
+    """`count_completion`, in a thread where the text is long."""
+    if len(text) <= INLINE_BYTES and loaded(tokenizer(offering)):
+        return count_completion(text, offering)
+    return await asyncio.to_thread(count_completion, text, offering)
 
 
 def count_choices(choices: object, offering: Offering) -> int:

@@ -120,7 +120,9 @@ class OpenAI:
         if stream is not None and type(stream) is not bool:
             raise BadRequest("stream must be true or false.", param="stream")
         options = body.get("stream_options")
-        if options is not None and (not isinstance(options, dict) or type(options.get("include_usage", False)) not in (bool, type(None))):
+        if options is not None and (
+            not isinstance(options, dict) or type(options.get("include_usage", False)) not in (bool, type(None))
+        ):
             raise BadRequest('stream_options must be an object like {"include_usage": true}.', param="stream_options")
         caps = {name: cap for name in CAPS if (cap := whole_number(body, name, MOST_TOKENS)) is not None}
         n = whole_number(body, "n", MOST_CHOICES) or 1
@@ -135,14 +137,17 @@ class OpenAI:
             offering = self.shelf.catalog.resolve(model)
         except UnknownModel as problem:
             hint = f" Did you mean {', '.join(problem.nearest)}?" if problem.nearest else ""
-            raise ModelNotFound(f"The model {model[:100]!r} does not exist.{hint} GET /v1/models lists all.", param="model") from None
+            raise ModelNotFound(
+                f"The model {model[:100]!r} does not exist.{hint} GET /v1/models lists all.", param="model"
+            ) from None
         except UnpricedModel:
             raise ModelNotFound(f"The model {model[:100]!r} has no price, so it is not sold.", param="model") from None
         if offering.type != kind:
             raise BadRequest(f"{offering.id} is a model for {offering.type}, not for {kind}.", param="model")
         if offering.private:
             raise BadRequest(
-                f"{offering.id} runs in an enclave and takes only sealed requests: use the private mode proxy.", param="model"
+                f"{offering.id} runs in an enclave and takes only sealed requests: use the private mode proxy.",
+                param="model",
             )
         return offering
 
@@ -171,7 +176,9 @@ class OpenAI:
             try:
                 listing = dump(self.shelf.catalog.listing(kinds))
             except UnknownType as problem:
-                raise BadRequest(f"{str(problem.args[0])[:1].upper()}{str(problem.args[0])[1:]}.", param="type") from None
+                raise BadRequest(
+                    f"{str(problem.args[0])[:1].upper()}{str(problem.args[0])[1:]}.", param="type"
+                ) from None
             if len(self._listings) >= 64:
                 self._listings.clear()
             self._listings[wanted] = listing
@@ -184,7 +191,9 @@ class OpenAI:
         try:
             offering = self.shelf.catalog.resolve(name)
         except LookupError:
-            raise ModelNotFound(f"The model {name[:100]!r} does not exist. GET /v1/models lists all.", param="model") from None
+            raise ModelNotFound(
+                f"The model {name[:100]!r} does not exist. GET /v1/models lists all.", param="model"
+            ) from None
         await exchange.answer_json(self.shelf.catalog.public(offering))
 
 
@@ -193,7 +202,12 @@ def _check_messages(messages: Any) -> None:
         raise BadRequest("messages must be a list with at least one message.", param="messages")
     for at, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise BadRequest(f'messages[{at}] must be an object with a role, like {{"role": "user", "content": "…"}}.', param=f"messages[{at}]")
+            raise BadRequest(
+                f'messages[{at}] must be an object with a role, like {{"role": "user", "content": "…"}}.',
+                param=f"messages[{at}]",
+            )
         content = message.get("content")
         if content is not None and not isinstance(content, str | list):
-            raise BadRequest(f"messages[{at}].content must be a string or a list of parts.", param=f"messages[{at}].content")
+            raise BadRequest(
+                f"messages[{at}].content must be a string or a list of parts.", param=f"messages[{at}].content"
+            )

@@ -55,11 +55,15 @@ class Operator:
             store = False
         upstream = await self._upstream()
         ready = store and upstream
-        await exchange.answer_json({"status": "ready" if ready else "not ready", "store": store, "upstream": upstream}, 200 if ready else 503)
+        await exchange.answer_json(
+            {"status": "ready" if ready else "not ready", "store": store, "upstream": upstream}, 200 if ready else 503
+        )
 
     async def _upstream(self) -> bool:
         if time.monotonic() - self._probed > PROBE_SECONDS or not self._reachable:
-            probes = [asyncio.ensure_future(upstream.reachable(PROBE_SECONDS)) for upstream in self.router.upstreams.values()]
+            probes = [
+                asyncio.ensure_future(upstream.reachable(PROBE_SECONDS)) for upstream in self.router.upstreams.values()
+            ]
             self._reachable = any(await asyncio.gather(*probes))
             self._probed = time.monotonic()
         return self._reachable
@@ -67,7 +71,9 @@ class Operator:
     @described("Metrics for Prometheus", tag="operating", ok={"text/plain": schemas.STRING})
     async def metrics(self, exchange: Exchange) -> None:
         """GET /metrics, in Prometheus' text format."""
-        await exchange.answer(200, self.telemetry.render(), [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
+        await exchange.answer(
+            200, self.telemetry.render(), [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
+        )
 
     @described("This document", tag="operating", ok={JSON: {"type": "object"}})
     async def openapi(self, exchange: Exchange) -> None:

@@ -56,7 +56,9 @@ class PPQ:
     async def balance(self, exchange: Exchange) -> None:
         """POST /credits/balance, by `credit_id` in the body, or by a key."""
         body = await exchange.json(SMALL_BODY)
-        credit_id = body.get("credit_id") if isinstance(body, dict) else None
+        if not isinstance(body, dict):
+            raise BadRequest("The body must be a JSON object.")
+        credit_id = body.get("credit_id")
         if credit_id is not None and not isinstance(credit_id, str):
             raise BadRequest("credit_id must be a string.", param="credit_id")
         if credit_id:

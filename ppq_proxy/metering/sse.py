@@ -79,7 +79,13 @@ class Passage:
     def feed(self, chunk: bytes) -> bytes:
         """What of everything so far may be sent on now. Raises `UpstreamNonsense` for an event without an end."""
         self.seen += len(chunk)
-        if self.started and not self._rest and not self.end and chunk.endswith(b"\n\n") and not self.reader.interesting(chunk):
+        if (
+            self.started
+            and not self._rest
+            and not self.end
+            and chunk.endswith(b"\n\n")
+            and not self.reader.interesting(chunk)
+        ):
             self._keep(chunk)
             return chunk
         return self._carefully(chunk)

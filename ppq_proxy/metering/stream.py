@@ -105,6 +105,8 @@ class Pump:
     async def _pass_on(self, response: Response) -> None:
         passage, reader, read, write = self.passage, self.passage.reader, response.body_reader.read_chunk, self.write
         feed = passage.feed
+        lane = self.exchange.lane.chunk if self.exchange.lane is not None else _closed
+        quiet = self.sink is not None
         while not reader.done and reader.failed is None:
             data = await read()
             if data is None:
@@ -115,7 +117,7 @@ class Pump:
                         self.cut = "the upstream ended its answer early"
                 return
             out = feed(data.to_bytes())
-            if out:
+            if out and (quiet or self.gone or not lane(out)):
                 await write(out)
             if self.gone and passage.seen - self._gone_at > self.watch.patience.read_on_bytes:
                 raise TimeoutError
@@ -138,6 +140,8 @@ class Pump:
         exchange = self.exchange
         if not exchange.first_byte:
             exchange.first_byte = time.perf_counter()
+        if exchange.lane is not None and exchange.lane.chunk(data):
+            return
         self.sending_since = time.monotonic()
         await exchange.send({"type": "http.response.body", "body": data, "more_body": True})
         self.sending_since = 0.0
@@ -168,6 +172,11 @@ class Pump:
         self.gone, self.sending_since = True, 0.0
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time())
+
+
+def _closed(data: bytes) -> bool:
+    """No lane."""
+    return False
 
 
 async def shielded(work: Awaitable[Any]) -> Any:

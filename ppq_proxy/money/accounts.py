@@ -67,7 +67,7 @@ class Accounts:
         self.seal = Seal(secret)
         self.remembered: dict[str, Payer] = {}
         self._windows: dict[tuple[str, str], Window] = {}
-        self.heart: "Heart | None" = None
+        self.heart: Heart | None = None
 
     def unlock(self, secret: bytes) -> None:
         """Use the installation's secret, once it is known."""
@@ -85,8 +85,9 @@ class Accounts:
         return payer
 
     def forget(self) -> None:
-        """Drop what is remembered: some key has changed."""
+        """Drop what is remembered: some key has changed. What was drawn ahead under its old limit goes back too."""
         self.remembered = {}
+        self.ledger.return_idle(-1)
 
     async def authenticate(self, secret: str) -> Payer:
         """The payer behind an API key. Raises `Unauthorized`."""
@@ -200,8 +201,10 @@ class Accounts:
             updates |= {"used": 0, "reset_at": next_reset(updates["period"], at)}
         try:
             changed = await self.store.update_key(key_id, updates)
-        except Conflict as problem:
-            raise BadRequest(problem.message, param="name") from None
+        except Conflict:
+            raise BadRequest(
+                f"The account has another key named {changes.name!r}; names are unique.", param="name"
+            ) from None
         if changed is None:
             raise NotFound("This key was revoked.")
         await self._agreed()

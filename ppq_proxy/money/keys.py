@@ -3,16 +3,17 @@
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Decimal, InvalidOperation
 from typing import Any
 
 from ppq_proxy.errors import BadRequest
-from ppq_proxy.money.amounts import AmountError, nano_from_usd, usd_number
+from ppq_proxy.money.amounts import LARGEST, NANO, AmountError, nano_from_usd, usd_number
 from ppq_proxy.money.ledger import now_ms
 from ppq_proxy.store.base import Key
 from ppq_proxy.store.periods import PERIODS
 
 LEAST_LIMIT = 10_000_000  # $0.01
+FINEST = Decimal("1e-9")
 LONGEST_NAME = 25
 FIELDS = ("name", "usage_limit_usd", "reset_period", "expire_at", "requests_per_minute", "tokens_per_minute")
 
@@ -31,7 +32,14 @@ class KeyChanges:
 
     def updates(self, key: Key) -> dict[str, Any]:
         """The columns to set on `key`. Raises `BadRequest` where the result would not be a valid key."""
-        values = {"name": self.name, "limit": self.limit, "period": self.period, "expire_at": self.expire_at, "rpm": self.rpm, "tpm": self.tpm}
+        values = {
+            "name": self.name,
+            "limit": self.limit,
+            "period": self.period,
+            "expire_at": self.expire_at,
+            "rpm": self.rpm,
+            "tpm": self.tpm,
+        }
         updates = {name: value for name, value in values.items() if name in self.given}
         if updates.get("limit", key.limit) is None and updates.get("period", key.period) is not None:
             if updates.get("period"):
@@ -66,7 +74,12 @@ def _name(body: dict[str, Any], new: bool) -> str | None:
     if "name" not in body and not new:
         return None
     name = body.get("name")
-    if not isinstance(name, str) or not 1 <= len(name.strip()) <= LONGEST_NAME or len(name) > LONGEST_NAME or not name.isprintable():
+    if (
+        not isinstance(name, str)
+        or not 1 <= len(name.strip()) <= LONGEST_NAME
+        or len(name) > LONGEST_NAME
+        or not name.isprintable()
+    ):
         raise BadRequest(f"name must be a string of 1 to {LONGEST_NAME} printable characters.", param="name")
     return name
 
@@ -74,13 +87,16 @@ def _name(body: dict[str, Any], new: bool) -> str | None:
 def _limit(value: Any) -> int | None:
     if value is None:
         return None
-    problem = BadRequest("usage_limit_usd must be a number of dollars, at least 0.01, or null for no limit.", param="usage_limit_usd")
+    problem = BadRequest(
+        f"usage_limit_usd must be a number of dollars from 0.01 to {LARGEST // NANO}, or null for no limit.",
+        param="usage_limit_usd",
+    )
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):  # not money: a type from JSON
         raise problem
-    try:
-        limit = nano_from_usd(str(value))
-    except AmountError as why:
-        raise BadRequest(f"usage_limit_usd: {why}.", param="usage_limit_usd") from None
+    try:  # rounded down: a client that computed 0.1 + 0.2 means 0.3
+        limit = nano_from_usd(Decimal(str(value)).quantize(FINEST, ROUND_FLOOR))
+    except (AmountError, InvalidOperation):
+        raise problem from None
     if limit < LEAST_LIMIT:
         raise problem
     return limit
@@ -115,7 +131,7 @@ def parse_time(value: Any, param: str, *, end: bool = False) -> int:
         raise problem
     try:
         moment = datetime.fromisoformat(value.replace(" ", "+") if re.search(r" \d\d:?\d\d$", value) else value)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)  # out of range: OverflowError
         at = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // (moment.resolution * 1000)
     except (ValueError, OverflowError):
         raise problem from None

@@ -21,7 +21,7 @@ log = logging.getLogger("ppq.ledger")
 AHEAD = 4096
 """How many calls like the one at hand an allotment may hold ahead."""
 
-PACE_SECONDS = 0.003
+PACE_SECONDS = 0.003  # not money: seconds
 """Commits begin no sooner one after the other: on a fast disk they would else be many and small, and each has its price.
 The first one after a pause is not held back."""
 
@@ -130,15 +130,19 @@ class Ledger:
         """
         least = need if least is None else least
         want = need * AHEAD if ahead else need
-        wanted = Draw(allotment.account_id, allotment.key_id, need, least, want)
-        drawn = await self._draw(wanted)
-        if isinstance(drawn, Refused) and await self._find_more(allotment, drawn, least):
-            drawn = await self._draw(wanted)
+        drawn = await self._draw(Draw(allotment.account_id, allotment.key_id, need, need, want))
+        if isinstance(drawn, Refused) and (await self._find_more(allotment, drawn, least) or least < need):
+            drawn = await self._draw(Draw(allotment.account_id, allotment.key_id, need, least, want))
         if isinstance(drawn, Refused):
             raise refusal(drawn, least)
         return self._held(allotment, need, drawn)
 
+    def _adopted(self, allotment: Allotment) -> Allotment:
+        """The allotment that `return_idle` looks after: a payer that was remembered may still have one that was forgotten."""
+        return self.allotments.setdefault((allotment.account_id, allotment.key_id), allotment)
+
     def _held(self, allotment: Allotment, need: int, drawn: Drawn) -> Hold:
+        allotment = self._adopted(allotment)
         allotment.touched = time.monotonic()
         allotment.thin = not drawn.ample
         allotment.drawn += drawn.amount
@@ -180,8 +184,8 @@ class Ledger:
             await self.flushed()
             return True
         elsewhere = refused.reserved - sum(a.drawn for a in mine)
-        if elsewhere > 0 and refused.available + elsewhere >= least:
-            await asyncio.sleep(1.1)  # an idle allotment goes back within a second
+        if refused.available < least <= refused.available + elsewhere:
+            await asyncio.sleep(1.1)  # an idle allotment goes back within a second  # not money: seconds
             return True
         return False
 

@@ -21,7 +21,7 @@ class Window:
         self.minute = self.granted = self.spent = 0
         self._drawing = asyncio.Lock()
 
-    def take(self, amount: int, now: float) -> bool:
+    def take(self, amount: int, now: float) -> bool:  # not money: seconds
         """Take from what has been drawn already; False if it does not suffice."""
         minute = int(now) // MINUTE
         if minute != self.minute:

@@ -15,9 +15,9 @@ from ppq_proxy.store.base import Owner, Store
 
 log = logging.getLogger("ppq.owner")
 
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.1  # not money: seconds
 BEATS = 4  # a lease is prolonged so many times in its life
-SWEEP_SECONDS = 2.0
+SWEEP_SECONDS = 2.0  # not money: seconds
 
 
 def owner_name() -> str:
@@ -52,13 +52,20 @@ def is_dead(owner: Owner, host: str, at: int) -> bool:
 class Heart:
     """The tasks that keep a process's name good. `changed` is called when keys have changed somewhere."""
 
-    def __init__(self, store: Store, ledger: Ledger, lease_seconds: float, idle_seconds: float, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        lease_seconds: float,
+        idle_seconds: float,
+        changed: Callable[[], None],  # not money: seconds
+    ) -> None:
         self.store, self.ledger, self.changed = store, ledger, changed
         self.lease_ms = int(lease_seconds * 1000)
-        self.idle_seconds = max(0.0, idle_seconds - 3 * TICK_SECONDS)
+        self.idle_seconds = max(0.0, idle_seconds - 3 * TICK_SECONDS)  # not money: seconds
         self.host, self.pid = host_name(), os.getpid()
         self.seen = 0
-        self.checked = 0.0
+        self.checked = 0.0  # not money: seconds
         self.task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -74,7 +81,7 @@ class Heart:
     @property
     def current(self) -> bool:
         """True while this process may trust what it remembers of keys."""
-        return time.monotonic() - self.checked < self.lease_ms / 2000
+        return time.monotonic() - self.checked < self.lease_ms / 2000  # not money: seconds
 
     async def _run(self) -> None:
         beat = sweep = time.monotonic()
@@ -84,7 +91,7 @@ class Heart:
             now = time.monotonic()
             try:
                 await self.catch_up()
-                if now - beat >= self.lease_ms / 1000 / BEATS:
+                if now - beat >= self.lease_ms / 1000 / BEATS:  # not money: seconds
                     await self._beat()
                     beat = now
                 if now - sweep >= SWEEP_SECONDS:
@@ -134,5 +141,5 @@ class Heart:
 
 async def everybody_knows(store: Store, version: int, host: str) -> None:
     """Wait until no living owner's knowledge is older than `version`; a dead one cannot serve, so it is not waited for."""
-    while any(not is_dead(owner, host, now_ms()) for owner in await store.laggards(version)):
-        await asyncio.sleep(0.02)
+    while any(not is_dead(owner, host, now_ms()) for owner in await store.laggards(version)):  # noqa: ASYNC110 (what is waited for happens in other processes)
+        await asyncio.sleep(0.02)  # not money: seconds

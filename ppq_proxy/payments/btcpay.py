@@ -37,7 +37,10 @@ class BtcpayInvoice:
 
 @dataclass(frozen=True, slots=True)
 class BtcpayMethod:
-    """One way of paying an invoice; amounts in its own coin, `rate` the coin's price in the invoice's currency."""
+    """One way of paying an invoice; amounts in its own coin, `rate` the coin's price in the invoice's currency.
+
+    `settled` is that part of `paid` which has the confirmations that the store asks for.
+    """
 
     id: str
     coin: str
@@ -47,6 +50,7 @@ class BtcpayMethod:
     amount: Decimal
     due: Decimal
     paid: Decimal
+    settled: Decimal
     active: bool
 
 
@@ -79,7 +83,12 @@ class BtcpayClient:
             "expirationMinutes": minutes,
             "lazyPaymentMethods": False,
         }
-        wanted = {"amount": str(amount), "currency": currency, "metadata": {"orderId": order_id}, "checkout": checkout}
+        wanted = {
+            "amount": f"{amount:f}",
+            "currency": currency,
+            "metadata": {"orderId": order_id},
+            "checkout": checkout,
+        }
         try:
             return _invoice(self.read(await self.backend.call("POST", f"{self._store}/invoices", json=wanted)))
         except OutcomeUnknown as problem:
@@ -183,6 +192,14 @@ def _method(document: Any) -> BtcpayMethod:
             amount=_decimal(document.get("amount")),
             due=_decimal(document.get("due")),
             paid=_decimal(document.get("totalPaid")),
+            settled=sum(
+                (
+                    _decimal(one.get("value"))
+                    for one in document.get("payments") or ()
+                    if one.get("status") == "Settled"
+                ),
+                Decimal(0),
+            ),
             active=bool(document.get("activated", True)),
         )
     except (KeyError, TypeError, ValueError, AttributeError):

@@ -45,17 +45,31 @@ def lightning(keys: Keys, realm: str, network: str, sats: int, invoice: Invoice,
     return Offer(lines), challenge.id
 
 
-def payment_required(exchange: Exchange, quote: int, sats: int | None, offers: list[Offer], why: BadCredential | None) -> PaymentRequired:
+def payment_required(
+    exchange: Exchange, quote: int, sats: int | None, offers: list[Offer], why: BadCredential | None
+) -> PaymentRequired:
     """The 402 of these offers. `why`: the credential that was refused before."""
     problem = why.problem if why else Problem.PAYMENT_REQUIRED
     price: dict[str, Any] = {"usd": usd_from_nano(quote)}
     if sats is not None:
         price["sats"] = sats
     told = f" (the payment shown was refused: {why.message})" if why else ""
-    detail = f"This call costs up to {price['usd']} USD; pay the invoice or authorization in this answer, and repeat it with the credential{told}."
-    body: dict[str, Any] = {"type": problem.value, "title": problem.summary, "status": 402, "detail": detail, "price": price}
+    how = "pay the invoice or authorization in this answer, and repeat it with the credential"
+    detail = f"This call costs up to {price['usd']} USD; {how}{told}."
+    body: dict[str, Any] = {
+        "type": problem.value,
+        "title": problem.summary,
+        "status": 402,
+        "detail": detail,
+        "price": price,
+    }
     for offer in offers:
         body |= offer.body or {}
     wants_problem = "application/problem+json" in exchange.header(b"accept") or b"accept-payment" in exchange.headers
-    headers = {"cache-control": "no-store", "content-type": "application/problem+json" if wants_problem else "application/json"}
-    return PaymentRequired(detail, headers=headers, body=body, header_lines=[line for offer in offers for line in offer.lines])
+    headers = {
+        "cache-control": "no-store",
+        "content-type": "application/problem+json" if wants_problem else "application/json",
+    }
+    return PaymentRequired(
+        detail, headers=headers, body=body, header_lines=[line for offer in offers for line in offer.lines]
+    )

@@ -32,8 +32,8 @@ ISSUED, CREDITED, CLAIMED = "issued", "credited", "claimed"
 LIFE_MS = 90 * 24 * 3600 * 1000
 CLAIM_MS = 24 * 3600 * 1000
 LOOK_MS = 3600 * 1000  # how long after its end an unpaid invoice is looked at for the last time
-SETTLE_SECONDS = 2.0
-SETTLE_STEP = 0.1
+SETTLE_SECONDS = 2.0  # not money: seconds
+SETTLE_STEP = 0.1  # not money: seconds
 REMEMBERED = 20_000
 
 
@@ -61,7 +61,9 @@ class Rail(Protocol):
 class Guests:
     """Challenges, credentials and the accounts behind them."""
 
-    def __init__(self, settings: Settings, accounts: Accounts, wallet: Wallet | None, rates: Rates, rails: list[Rail]) -> None:
+    def __init__(
+        self, settings: Settings, accounts: Accounts, wallet: Wallet | None, rates: Rates, rails: list[Rail]
+    ) -> None:
         self.settings, self.accounts, self.store = settings, accounts, accounts.store
         self.wallet, self.rates, self.rails = wallet, rates, rails
         self.keys = Keys(b"", b"")
@@ -114,14 +116,18 @@ class Guests:
         try:
             macaroon.verify(token, root, now=int(time.time()), service=self._realm)
         except macaroon.MacaroonError as problem:
-            raise BadCredential(f"the macaroon is not one of this service: {problem}", Problem.INVALID_CHALLENGE) from None
+            raise BadCredential(
+                f"the macaroon is not one of this service: {problem}", Problem.INVALID_CHALLENGE
+            ) from None
         return Shown(credential.payment_hash)
 
     async def _guest(self, exchange: Exchange, shown: Shown) -> Payer:
         payer = None if shown.challenge_id and not shown.receipt else self._known.get(shown.payment_hash)
         if payer is None:
             row = await self.store.rows.get(KIND, shown.payment_hash)
-            if row is None or (shown.challenge_id and not hmac.compare_digest(row.doc["challenge_id"], shown.challenge_id)):
+            if row is None or (
+                shown.challenge_id and not hmac.compare_digest(row.doc["challenge_id"], shown.challenge_id)
+            ):
                 raise BadCredential("no payment is known for this credential", Problem.UNKNOWN_CHALLENGE)
             payer = await self._credited(row)
         exchange.note["account"] = payer.account_id
@@ -207,7 +213,9 @@ class Guests:
         at = int(time.time())
         invoice = await self.wallet.create(1000 * sats, f"{self._realm}: one call", life, exchange.request_id)
         expires_at = min(at + life, invoice.expires_at)
-        offer, challenge_id = challenge.lightning(self.keys, self._realm, self.wallet.network, sats, invoice, expires_at)
+        offer, challenge_id = challenge.lightning(
+            self.keys, self._realm, self.wallet.network, sats, invoice, expires_at
+        )
         doc = {
             "sats": sats, "nano": nano_for(sats, rate), "rate": rate, "handle": invoice.handle, "challenge_id": challenge_id,
             "quote": quote, "path": exchange.path, "at": at, "expires_at": expires_at,
@@ -221,13 +229,15 @@ class Guests:
 
     # the answer
 
-    async def headers(self, exchange: Exchange, payer: Payer, available: int | None = None, *, receipt: bool = True) -> list[Header]:
+    async def headers(
+        self, exchange: Exchange, payer: Payer, available: int | None = None, *, receipt: bool = True
+    ) -> list[Header]:
         """Remaining credit, and on a success the receipt of a `Payment`. `available`: what is left, where that is known."""
         if available is None:
             available = (await self.accounts.account(payer.account_id)).available
         lines = [(b"x-credit-remaining-usd", usd_from_nano(available).encode())]
         if receipt and (paid := exchange.note.get("receipt")):
-            lines.append((b"payment-receipt", mpp.receipt(*paid, int(time.time())).encode()))
+            lines.append((b"payment-receipt", mpp.receipt(paid[0], paid[1], int(time.time())).encode()))
             lines.append((b"cache-control", b"private"))
         lines += exchange.note.get("payment_lines", ())
         return lines
@@ -254,7 +264,9 @@ class Guests:
                 if now_ms() > 1000 * int(row.doc["expires_at"]) + CLAIM_MS:
                     raise unknown
                 await self._settled(row)
-                if await self.store.rows.replace(row, row.doc | {"claimed_by": account_id}, state=CLAIMED, due=now_ms() + LIFE_MS):
+                if await self.store.rows.replace(
+                    row, row.doc | {"claimed_by": account_id}, state=CLAIMED, due=now_ms() + LIFE_MS
+                ):
                     return await self._claimed(row, account_id)
         except BadCredential:
             raise unknown from None
@@ -272,7 +284,11 @@ class Guests:
         """Forget invoices that ended unpaid; keep what was paid and not used yet."""
         for row in await self.store.rows.find(KIND, state=ISSUED, due_before=now_ms()):
             status = await self.wallet.status(row.doc["handle"]) if self.wallet and self.wallet.can_tell else None
-            if status is not None and status.state is State.SETTLED or self.wallet is None or not self.wallet.can_tell:
+            if (
+                (status is not None and status.state is State.SETTLED)
+                or self.wallet is None
+                or not self.wallet.can_tell
+            ):
                 await self.store.rows.replace(row, row.doc, due=1000 * int(row.doc["at"]) + LIFE_MS)
             else:
                 await self.store.rows.delete(row)
@@ -289,4 +305,7 @@ class Refused(PaymentRequired):
 
 
 def _too_often(what: str, wait: int) -> RateLimited:
-    return RateLimited(f"Too many {what} for this address within a minute; wait {wait} s and do not pay again.", headers={"retry-after": str(wait)})
+    return RateLimited(
+        f"Too many {what} for this address within a minute; wait {wait} s and do not pay again.",
+        headers={"retry-after": str(wait)},
+    )

@@ -124,7 +124,7 @@ def sign_regtest(
     # Imported late: elliptic curves are only for those who have the development wallet.
     from bolt11.models.signature import Signature
 
-    human = f"lnbcrt{10 * amount_msat}p"
+    human = f"lnbcrt{_amount(amount_msat)}"
     data = _groups(created_at, _TIMESTAMP) + b"".join(
         [
             _tag(_PAYMENT_HASH, _regrouped(bytes.fromhex(payment_hash))),
@@ -188,6 +188,12 @@ def _number(groups: bytes) -> int:
 
 def _hash(groups: bytes) -> str:
     return (_number(groups) >> 4).to_bytes(32, "big").hex()
+
+
+def _amount(msat: int) -> str:
+    """The shortest form, which BOLT 11 asks for: whole units of the largest multiplier that is exact."""
+    unit = next(unit for unit, tenths in _TENTHS_OF_MSAT.items() if 10 * msat % tenths == 0)
+    return f"{10 * msat // _TENTHS_OF_MSAT[unit]}{unit}"
 
 
 def _msat(digits: str | None, multiplier: str) -> int | None:

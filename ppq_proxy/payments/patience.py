@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-MINUTE = 60.0
+MINUTE = 60.0  # not money: seconds
 REFUSALS = 3
 MOST_PEERS = 50_000
 
@@ -25,9 +25,9 @@ def network_of(address: str) -> str:
 class Minutes:
     """Events of the last minute by peer."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:  # not money: seconds
         self._clock = clock
-        self._seen: dict[str, deque[float]] = {}
+        self._seen: dict[str, deque[float]] = {}  # not money: seconds
 
     def count(self, peer: str) -> int:
         """How many there were within the last minute."""

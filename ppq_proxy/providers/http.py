@@ -92,7 +92,9 @@ class Upstream:
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
         builder = ClientBuilder().default_headers(headers).user_agent("ppq-proxy").http1_only().max_connections(None)
-        builder = builder.connect_timeout(timedelta(seconds=connect_seconds)).read_timeout(timedelta(seconds=read_seconds))
+        builder = builder.connect_timeout(timedelta(seconds=connect_seconds)).read_timeout(
+            timedelta(seconds=read_seconds)
+        )
         return builder.pool_idle_timeout(timedelta(seconds=30)).tcp_nodelay(True).build()
 
     async def close(self) -> None:
@@ -132,7 +134,9 @@ class Upstream:
             await self._slot(slots)
         began = time.perf_counter()
         try:
-            request = self._streams.post(self._url(path)).body_bytes(body).streamed_read_buffer_limit(0).build_streamed()
+            request = (
+                self._streams.post(self._url(path)).body_bytes(body).streamed_read_buffer_limit(0).build_streamed()
+            )
             async with request as response:
                 self.latency.observe(time.perf_counter() - began)
                 if response.status != 200:
@@ -173,7 +177,9 @@ class Upstream:
             async with asyncio.timeout(self.slot_seconds):
                 await slots.acquire()
         except TimeoutError:
-            error = UpstreamUnavailable("The model's upstream is busy. Try again shortly.", headers={"retry-after": "1"})
+            error = UpstreamUnavailable(
+                "The model's upstream is busy. Try again shortly.", headers={"retry-after": "1"}
+            )
             raise Failed(error, ill=False) from None
 
     def note(self, failed: Failed | None) -> None:
@@ -205,15 +211,21 @@ class Upstream:
             return Failed(UpstreamRefused(self._message(content), status), elsewhere=False, ill=False)
         retry = {"retry-after": self._retry_after(response)}
         if status in OPERATORS_FAULT or b"insufficient_quota" in content:
-            return Failed(UpstreamUnavailable("The model's upstream refuses this gateway at the moment.", headers=retry))
+            return Failed(
+                UpstreamUnavailable("The model's upstream refuses this gateway at the moment.", headers=retry)
+            )
         if status == 429:
-            return Failed(UpstreamUnavailable("The model's upstream is busy. Try again shortly.", headers=retry), ill=False)
+            return Failed(
+                UpstreamUnavailable("The model's upstream is busy. Try again shortly.", headers=retry), ill=False
+            )
         if status == 504:
             return Failed(UpstreamTimeout("The model's upstream took too long to answer."))
         if status >= 500 or status == 408:
             return Failed(UpstreamUnavailable("The model's upstream failed.", headers=retry), again=True)
         if status == 404:
-            return Failed(UpstreamUnavailable("The model's upstream does not serve it at the moment.", headers=retry), ill=False)
+            return Failed(
+                UpstreamUnavailable("The model's upstream does not serve it at the moment.", headers=retry), ill=False
+            )
         return Failed(UpstreamNonsense(f"The model's upstream answered with status {status}."))
 
     @staticmethod

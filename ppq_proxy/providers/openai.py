@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from ppq_proxy.metering.usage import openai_usage, Units
+from ppq_proxy.metering.usage import Units, openai_usage
 
 NULL_USAGE = (b'"usage":null', b'"usage": null')
 TEXTS = ("content", "reasoning_content", "reasoning", "refusal")

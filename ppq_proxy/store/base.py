@@ -177,7 +177,9 @@ class Rows(Protocol):
         """Put `doc` in the place of `row` if nobody has since; state stays where it is None, due is always set."""
         ...
 
-    async def find(self, kind: str, *, state: str | None = None, due_before: int | None = None, limit: int = 100) -> list[Row]:
+    async def find(
+        self, kind: str, *, state: str | None = None, due_before: int | None = None, limit: int = 100
+    ) -> list[Row]:
         """Records of a kind, in a state, due before a time; soonest due first."""
         ...
 
@@ -199,7 +201,9 @@ class Store(Protocol):
 
     # accounts and keys
 
-    async def create_account(self, account_id: str, digest: bytes, kind: str, at: int, expires_at: int | None = None) -> bool:
+    async def create_account(
+        self, account_id: str, digest: bytes, kind: str, at: int, expires_at: int | None = None
+    ) -> bool:
         """A new account without credit; False if there is one with that id or digest."""
         ...
 
@@ -230,7 +234,10 @@ class Store(Protocol):
     async def draw(self, owner: str, draw: Draw, at: int) -> Drawn | Refused: ...
 
     async def commit(self, owner: str, batch: Batch) -> None:
-        """Apply a batch, once. A draw that is gone (its owner was taken for dead) is charged as far as the account pays, the rest is lost."""
+        """Apply a batch, once.
+
+        A draw that is gone (its owner was taken for dead) is charged as far as the account pays, the rest is lost.
+        """
         ...
 
     async def take(self, key_id: str, what: str, window: int, amount: int, limit: int) -> int:
@@ -304,4 +311,3 @@ def grant(draw: Draw, available: int, room: int | None) -> int:
     if draw.need <= free:
         return draw.need
     return free if 0 < draw.least <= free else 0
-

@@ -1,130 +1,31 @@
-"""The embedded database: one file, one writer thread a process, group commits with `synchronous=FULL`.
+"""The embedded database: one SQLite file.
 
-Every write is a function of the connection, queued; the writer takes whatever has gathered while its last commit was in
-flight and runs it in one transaction. Processes take turns by a lock on a file beside the database: SQLite's own waiting
-is by polling, which costs a second process most of its speed.
+Every write is a function of the connection, queued for the process's writer; reads have a connection of their own.
 """
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import orjson
 
 from ppq_proxy.errors import Conflict, StoreUnavailable
-from ppq_proxy.store.base import (
-    Account,
-    Batch,
-    Draw,
-    Drawn,
-    Entry,
-    HistoryFilter,
-    Key,
-    Owner,
-    Refused,
-    Row,
-    Settlement,
-    grant,
-)
-from ppq_proxy.store.periods import next_reset
+from ppq_proxy.store import sqlite_books as books
+from ppq_proxy.store.base import Account, Batch, Draw, Drawn, Entry, HistoryFilter, Key, Owner, Refused, Row, Rows
 from ppq_proxy.store.sqlite_audit import audit
-from ppq_proxy.store.sqlite_schema import PRAGMAS, SCHEMA, VERSION
-
-Write = Callable[[sqlite3.Connection], Any]
+from ppq_proxy.store.sqlite_schema import SCHEMA, VERSION
+from ppq_proxy.store.sqlite_writer import Write, Writer, connect
 
 ACCOUNT = "id, kind, credited, charged, reserved, lost, created_at, expires_at"
-KEY = 'id, account_id, name, sealed, created_at, updated_at, "limit", period, used, used_total, reserved, reset_at, expire_at, deleted_at, rpm, tpm'
-ENTRY = "account_id, key_id, at, kind, amount, request_id, model, query_type, query_source, inputs, outputs, lost, detail"
-INSERT_ENTRY = f"INSERT INTO entries ({ENTRY}, ref) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-
-
-class Writer(threading.Thread):
-    """The one thread that writes. Batches what has gathered; a write that fails does not take the others with it."""
-
-    def __init__(self, path: Path, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(name="sqlite-writer", daemon=True)
-        self.queue: SimpleQueue[tuple[Write, asyncio.Future[Any]] | None] = SimpleQueue()
-        self.path, self.loop = path, loop
-        self.commits = self.writes = 0
-
-    def run(self) -> None:
-        db = connect(self.path)
-        turn = os.open(f"{self.path}-turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        stopping = False
-        while not stopping:
-            group = [self.queue.get()]
-            while not self.queue.empty():
-                group.append(self.queue.get())
-            stopping = None in group
-            work = [item for item in group if item is not None]
-            if work:
-                self._settle(self._run(db, turn, work))
-        os.close(turn)
-        db.close()
-
-    def _run(self, db: sqlite3.Connection, turn: int, work: list[tuple[Write, asyncio.Future[Any]]]) -> list[tuple[asyncio.Future[Any], Any]]:
-        self.commits += 1
-        self.writes += len(work)
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        try:
-            return self._transaction(db, work)
-        except (sqlite3.Error, Conflict, ValueError) as problem:
-            if len(work) == 1:
-                return [(work[0][1], _told(problem))]
-            return [pair for one in work for pair in self._alone(db, one)]
-        finally:
-            fcntl.flock(turn, fcntl.LOCK_UN)
-
-    def _alone(self, db: sqlite3.Connection, one: tuple[Write, asyncio.Future[Any]]) -> list[tuple[asyncio.Future[Any], Any]]:
-        try:
-            return self._transaction(db, [one])
-        except (sqlite3.Error, Conflict, ValueError) as problem:
-            return [(one[1], _told(problem))]
-
-    @staticmethod
-    def _transaction(db: sqlite3.Connection, work: list[tuple[Write, asyncio.Future[Any]]]) -> list[tuple[asyncio.Future[Any], Any]]:
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            done = [(future, write(db)) for write, future in work]
-            db.execute("COMMIT")
-            return done
-        except BaseException:  # border: whatever it was, the transaction must not stay open
-            with contextlib.suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-            raise
-
-    def _settle(self, done: list[tuple[asyncio.Future[Any], Any]]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self.loop.call_soon_threadsafe(_resolve, done)
-
-
-def _told(problem: Exception) -> Exception:
-    return StoreUnavailable("the database cannot be written") if isinstance(problem, sqlite3.Error) else problem
-
-
-def _resolve(done: list[tuple[asyncio.Future[Any], Any]]) -> None:
-    for future, result in done:
-        if future.done():
-            continue
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection as every part of the store uses it."""
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
-    for pragma in PRAGMAS:
-        db.execute(f"PRAGMA {pragma}")
-    return db
+KEY = (
+    'id, account_id, name, sealed, created_at, updated_at, "limit", period, used, used_total, reserved, reset_at, '
+    "expire_at, deleted_at, rpm, tpm"
+)
 
 
 class SqliteRows:
@@ -144,9 +45,11 @@ class SqliteRows:
 
     async def replace(self, row: Row, doc: dict[str, Any], *, state: str | None = None, due: int | None = None) -> bool:
         state = row.state if state is None else state
-        return bool(await self.store.write(lambda db: _replace(db, row, doc, state, due)))
+        return bool(await self.store.write(lambda db: books.replace(db, row, doc, state, due)))
 
-    async def find(self, kind: str, *, state: str | None = None, due_before: int | None = None, limit: int = 100) -> list[Row]:
+    async def find(
+        self, kind: str, *, state: str | None = None, due_before: int | None = None, limit: int = 100
+    ) -> list[Row]:
         sql, values = "SELECT id, version, state, due, doc FROM rows WHERE kind=?", [kind]
         for clause, value in ((" AND state=?", state), (" AND due<=?", due_before)):
             if value is not None:
@@ -156,12 +59,11 @@ class SqliteRows:
 
     async def delete(self, row: Row) -> bool:
         values = (row.kind, row.id, row.version)
-        return bool(await self.store.write(lambda db: db.execute("DELETE FROM rows WHERE kind=? AND id=? AND version=?", values).rowcount))
-
-
-def _replace(db: sqlite3.Connection, row: Row, doc: dict[str, Any], state: str, due: int | None) -> int:
-    sql = "UPDATE rows SET version=version+1, state=?, due=?, doc=? WHERE kind=? AND id=? AND version=?"
-    return db.execute(sql, (state, due, orjson.dumps(doc), row.kind, row.id, row.version)).rowcount
+        return bool(
+            await self.store.write(
+                lambda db: db.execute("DELETE FROM rows WHERE kind=? AND id=? AND version=?", values).rowcount
+            )
+        )
 
 
 class SqliteStore:
@@ -169,7 +71,7 @@ class SqliteStore:
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
-        self.rows = SqliteRows(self)
+        self.rows: Rows = SqliteRows(self)
         self.writer: Writer | None = None
         self._reader: sqlite3.Connection | None = None
         self._reading = threading.Lock()
@@ -228,9 +130,13 @@ class SqliteStore:
 
     # accounts and keys
 
-    async def create_account(self, account_id: str, digest: bytes, kind: str, at: int, expires_at: int | None = None) -> bool:
+    async def create_account(
+        self, account_id: str, digest: bytes, kind: str, at: int, expires_at: int | None = None
+    ) -> bool:
         values = (account_id, digest, kind, at, expires_at)
-        sql = "INSERT INTO accounts (id, digest, kind, created_at, expires_at) VALUES (?,?,?,?,?) ON CONFLICT DO NOTHING"
+        sql = (
+            "INSERT INTO accounts (id, digest, kind, created_at, expires_at) VALUES (?,?,?,?,?) ON CONFLICT DO NOTHING"
+        )
         return bool(await self.write(lambda db: db.execute(sql, values).rowcount))
 
     async def account(self, account_id: str) -> Account | None:
@@ -263,13 +169,20 @@ class SqliteStore:
         return Key(*found[0][:6], *found[0][6:]) if found else None
 
     async def keys(self, account_id: str) -> list[Key]:
-        return [Key(*row) for row in await self.read(f"SELECT {KEY} FROM keys WHERE account_id=? ORDER BY created_at, id", (account_id,))]
+        return [
+            Key(*row)
+            for row in await self.read(
+                f"SELECT {KEY} FROM keys WHERE account_id=? ORDER BY created_at, id", (account_id,)
+            )
+        ]
 
     async def update_key(self, key_id: str, changes: dict[str, Any]) -> Key | None:
         def update(db: sqlite3.Connection) -> Key | None:
             sets = ", ".join(f'"{name}"=?' for name in changes)
             try:
-                done = db.execute(f"UPDATE keys SET {sets} WHERE id=? AND deleted_at IS NULL", (*changes.values(), key_id)).rowcount
+                done = db.execute(
+                    f"UPDATE keys SET {sets} WHERE id=? AND deleted_at IS NULL", (*changes.values(), key_id)
+                ).rowcount
             except sqlite3.IntegrityError:
                 raise Conflict("the account has another key of that name") from None
             if not done:
@@ -284,9 +197,11 @@ class SqliteStore:
 
     async def credit(self, ref: str, entry: Entry) -> bool:
         def credit(db: sqlite3.Connection) -> bool:
-            if not db.execute(f"{INSERT_ENTRY} ON CONFLICT DO NOTHING", (*_values(entry), ref)).rowcount:
+            if not db.execute(f"{books.INSERT_ENTRY} ON CONFLICT DO NOTHING", (*books.values(entry), ref)).rowcount:
                 return False
-            done = db.execute("UPDATE accounts SET credited=credited+? WHERE id=?", (entry.amount, entry.account_id)).rowcount
+            done = db.execute(
+                "UPDATE accounts SET credited=credited+? WHERE id=?", (entry.amount, entry.account_id)
+            ).rowcount
             if not done:
                 raise ValueError("no such account")
             return True
@@ -294,15 +209,17 @@ class SqliteStore:
         return bool(await self.write(credit))
 
     async def draw(self, owner: str, draw: Draw, at: int) -> Drawn | Refused:
-        result: Drawn | Refused = await self.write(lambda db: _draw(db, owner, draw, at))
+        result: Drawn | Refused = await self.write(lambda db: books.draw(db, owner, draw, at))
         return result
 
     async def commit(self, owner: str, batch: Batch) -> None:
-        await self.write(lambda db: _commit(db, owner, batch))
+        await self.write(lambda db: books.commit(db, owner, batch))
 
     async def take(self, key_id: str, what: str, window: int, amount: int, limit: int) -> int:
         def take(db: sqlite3.Connection) -> int:
-            found = db.execute('SELECT used FROM rates WHERE key_id=? AND what=? AND "window"=?', (key_id, what, window)).fetchone()
+            found = db.execute(
+                'SELECT used FROM rates WHERE key_id=? AND what=? AND "window"=?', (key_id, what, window)
+            ).fetchone()
             granted = max(0, min(amount, limit - (found[0] if found else 0)))
             if found is None:
                 db.execute('DELETE FROM rates WHERE key_id=? AND what=? AND "window"<?', (key_id, what, window))
@@ -325,18 +242,23 @@ class SqliteStore:
                 values.append(value)  # type: ignore[arg-type]
         clause = " AND ".join(where)
         total = (await self.read(f"SELECT count(*) FROM entries WHERE {clause}", values))[0][0]
-        found = await self.read(f"SELECT {ENTRY} FROM entries WHERE {clause} ORDER BY id DESC LIMIT ? OFFSET ?", (*values, limit, offset))
+        found = await self.read(
+            f"SELECT {books.ENTRY} FROM entries WHERE {clause} ORDER BY id DESC LIMIT ? OFFSET ?",
+            (*values, limit, offset),
+        )
         return [Entry(*row) for row in found], total
 
     async def receipts(self, request_id: str, account_id: str | None = None) -> list[Entry]:
-        found = await self.read(f"SELECT {ENTRY} FROM entries WHERE request_id=? AND kind='charge' ORDER BY id DESC", (request_id,))
+        found = await self.read(
+            f"SELECT {books.ENTRY} FROM entries WHERE request_id=? AND kind='charge' ORDER BY id DESC", (request_id,)
+        )
         return [entry for row in found if (entry := Entry(*row)) and account_id in (None, entry.account_id)]
 
     # owners
 
     async def join(self, owner: str, host: str, pid: int, at: int, expires_at: int) -> int:
         def join(db: sqlite3.Connection) -> int:
-            version = _version(db)
+            version = books.version(db)
             db.execute("INSERT OR REPLACE INTO owners VALUES (?,?,?,?,?)", (owner, host, pid, version, expires_at))
             return version
 
@@ -344,20 +266,27 @@ class SqliteStore:
 
     async def beat(self, owner: str, seen: int, expires_at: int) -> bool:
         values = (seen, expires_at, owner)
-        return bool(await self.write(lambda db: db.execute("UPDATE owners SET seen=?, expires_at=? WHERE id=?", values).rowcount))
+        return bool(
+            await self.write(
+                lambda db: db.execute("UPDATE owners SET seen=?, expires_at=? WHERE id=?", values).rowcount
+            )
+        )
 
     async def version(self) -> int:
         found = await self.read("SELECT value FROM meta WHERE name='version'")
         return int(found[0][0]) if found else 0
 
     async def laggards(self, version: int) -> list[Owner]:
-        return [Owner(*row) for row in await self.read("SELECT id, host, pid, seen, expires_at FROM owners WHERE seen<?", (version,))]
+        return [
+            Owner(*row)
+            for row in await self.read("SELECT id, host, pid, seen, expires_at FROM owners WHERE seen<?", (version,))
+        ]
 
     async def owners(self) -> list[Owner]:
         return [Owner(*row) for row in await self.read("SELECT id, host, pid, seen, expires_at FROM owners")]
 
     async def sweep(self, owner: str) -> int:
-        return int(await self.write(lambda db: _sweep(db, owner)))
+        return int(await self.write(lambda db: books.sweep(db, owner)))
 
     async def secret(self, fresh: bytes) -> bytes:
         def secret(db: sqlite3.Connection) -> bytes:
@@ -373,97 +302,3 @@ class SqliteStore:
     def _audit(self) -> list[str]:
         with contextlib.closing(connect(self.path)) as db:
             return list(audit(db))
-
-
-def _values(entry: Entry) -> tuple[Any, ...]:
-    return (
-        entry.account_id, entry.key_id, entry.at, entry.kind, entry.amount, entry.request_id, entry.model,
-        entry.query_type, entry.query_source, entry.inputs, entry.outputs, entry.lost, entry.detail,
-    )  # fmt: skip
-
-
-def _version(db: sqlite3.Connection) -> int:
-    found = db.execute("SELECT value FROM meta WHERE name='version'").fetchone()
-    return int(found[0]) if found else 0
-
-
-def _draw(db: sqlite3.Connection, owner: str, draw: Draw, at: int) -> Drawn | Refused:
-    found = db.execute("SELECT credited-charged-reserved, reserved, expires_at FROM accounts WHERE id=?", (draw.account_id,)).fetchone()
-    if found is None or (found[2] is not None and found[2] <= at):
-        return Refused("gone", 0)
-    available, room, refusal = found[0], None, Refused("balance", found[0], found[1])
-    if draw.key_id:
-        key = db.execute('SELECT "limit", period, used, reserved, reset_at, deleted_at, expire_at FROM keys WHERE id=?', (draw.key_id,)).fetchone()
-        if key is None or key[5] is not None or (key[6] is not None and key[6] <= at):
-            return Refused("gone", 0)
-        limit, period, used, reserved, reset_at = key[:5]
-        if reset_at is not None and reset_at <= at:
-            used, reset_at = 0, next_reset(period, at)
-            db.execute("UPDATE keys SET used=0, reset_at=? WHERE id=?", (reset_at, draw.key_id))
-        if limit is not None:
-            room = limit - used - reserved
-            if room < available:
-                refusal = Refused("key_limit", max(0, room), reserved, limit, reset_at, period)
-    amount = grant(draw, available, room)
-    if not amount:
-        return refusal
-    db.execute("UPDATE accounts SET reserved=reserved+? WHERE id=?", (amount, draw.account_id))
-    if draw.key_id:
-        db.execute("UPDATE keys SET reserved=reserved+? WHERE id=?", (amount, draw.key_id))
-    sql = "INSERT INTO draws VALUES (?,?,?,?) ON CONFLICT (owner, account_id, key_id) DO UPDATE SET amount=amount+excluded.amount"
-    db.execute(sql, (owner, draw.account_id, draw.key_id or "", amount))
-    return Drawn(amount, available - amount, amount > draw.need)
-
-
-def _commit(db: sqlite3.Connection, owner: str, batch: Batch) -> None:
-    for one in batch.settlements.values():
-        taken = one.charge + one.give_back
-        sql = "UPDATE draws SET amount=amount-? WHERE owner=? AND account_id=? AND key_id=? AND amount>=?"
-        if not db.execute(sql, (taken, owner, one.account_id, one.key_id or "", taken)).rowcount:
-            _late(db, one, batch)
-            continue
-        sql = "UPDATE accounts SET charged=charged+?, reserved=reserved-?, lost=lost+? WHERE id=?"
-        db.execute(sql, (one.charge, taken, one.lost, one.account_id))
-        if one.key_id:
-            _use(db, one.key_id, one.charge, taken, batch.at)
-        if one.give_back:
-            db.execute("DELETE FROM draws WHERE owner=? AND account_id=? AND key_id=? AND amount=0", (owner, one.account_id, one.key_id or ""))
-    db.executemany(INSERT_ENTRY, [(*_values(entry), None) for entry in batch.entries])
-    for row in batch.rows:
-        _replace(db, row, row.doc, row.state, row.due)
-
-
-def _use(db: sqlite3.Connection, key_id: str, charge: int, taken: int, at: int) -> None:
-    sql = (
-        "UPDATE keys SET used=CASE WHEN reset_at<=:at THEN 0 ELSE used END + :charge, used_total=used_total+:charge,"
-        " reserved=reserved-:taken, reset_at=CASE WHEN reset_at<=:at THEN"
-        " CASE period WHEN 'daily' THEN :daily WHEN 'weekly' THEN :weekly ELSE :monthly END ELSE reset_at END WHERE id=:id"
-    )
-    resets = {period: next_reset(period, at) for period in ("daily", "weekly", "monthly")}
-    db.execute(sql, {"at": at, "charge": charge, "taken": taken, "id": key_id, **resets})
-
-
-def _late(db: sqlite3.Connection, one: Settlement, batch: Batch) -> None:
-    """The draw is gone, swept while its owner was taken for dead: charge what the account can pay, the rest is the house's."""
-    available = db.execute("SELECT credited-charged-reserved FROM accounts WHERE id=?", (one.account_id,)).fetchone()[0]
-    missing = one.charge - min(one.charge, available)
-    for entry in batch.entries:
-        if missing and (entry.account_id, entry.key_id) == (one.account_id, one.key_id):
-            short = min(missing, entry.amount)
-            entry.amount, entry.lost, missing = entry.amount - short, entry.lost + short, missing - short
-            one.charge, one.lost = one.charge - short, one.lost + short
-    db.execute("UPDATE accounts SET charged=charged+?, lost=lost+? WHERE id=?", (one.charge, one.lost, one.account_id))
-    if one.key_id:
-        _use(db, one.key_id, one.charge, 0, batch.at)
-
-
-def _sweep(db: sqlite3.Connection, owner: str) -> int:
-    total = 0
-    for account_id, key_id, amount in db.execute("SELECT account_id, key_id, amount FROM draws WHERE owner=?", (owner,)).fetchall():
-        db.execute("UPDATE accounts SET reserved=reserved-? WHERE id=?", (amount, account_id))
-        if key_id:
-            db.execute("UPDATE keys SET reserved=reserved-? WHERE id=?", (amount, key_id))
-        total += amount
-    db.execute("DELETE FROM draws WHERE owner=?", (owner,))
-    db.execute("DELETE FROM owners WHERE id=?", (owner,))
-    return total

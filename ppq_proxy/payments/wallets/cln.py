@@ -17,7 +17,7 @@ from ppq_proxy.payments.wallets.base import (
     Status,
     Told,
     Wallet,
-    WalletError,
+    WalletRefused,
     WalletUnreachable,
     accept,
     now,
@@ -131,7 +131,7 @@ class ClnWallet(Wallet):
         )
 
 
-class _RpcError(WalletError):
+class _RpcError(WalletRefused):
     """An error that the node itself reported, with its JSON-RPC code."""
 
     def __init__(self, code: int | None, said: str, detail: str) -> None:

@@ -134,13 +134,13 @@ def _read_service(told: dict[str, Any]) -> _Service:
 def _pay_url(address: str) -> str:
     """The URL of the first step."""
     # Imported late: it brings a second HTTP client and a validation framework, for a few rules on addresses.
-    from lnurl import LnAddress, Lnurl
+    from lnurl import LnAddress, Lnurl, LnurlException
 
     try:
         if "@" in address and "://" not in address:
             return str(LnAddress(address).url)
         return str(Lnurl(address).url)
-    except (ValueError, KeyError):
+    except (ValueError, LnurlException):
         raise SettingsError(
             f"PPQ_LIGHTNING_ADDRESS must be user@host, an LNURL or its URL, not {address[:60]!r}"
         ) from None

@@ -115,11 +115,14 @@ class LndWallet(Wallet):
             return Payment(payment_hash, result["payment_preimage"], amount, fee)
         if answer.ok and result.get("status") == "FAILED":
             raise PaymentFailed(f"not paid: {result.get('failure_reason')}")
-        if _code(answer) == _ALREADY_EXISTS:
-            raise PaymentFailed("the invoice has been paid already")
         if answer.ok:
             raise OutcomeUnknown(f"lnd says {result.get('status')} of the payment")
-        raise self._error(answer)
+        if _code(answer) == _ALREADY_EXISTS:
+            raise PaymentFailed("the invoice has been paid already")
+        failure = self._error(answer)
+        if "invoice expired" in failure.detail:
+            raise PaymentFailed("the invoice has expired")
+        raise failure
 
     async def info(self) -> Told:
         answer = await self._backend.call("GET", "/v1/state")

@@ -6,7 +6,9 @@ address that was checked, while TLS and the Host header keep the name. What the 
 
 import asyncio
 import ipaddress
+import json
 import socket
+import ssl
 from collections.abc import Collection
 from typing import Any
 
@@ -27,7 +29,8 @@ class ForbiddenAddress(httpx2.RequestError):
 class PublicTransport(httpx2.AsyncBaseTransport):
     """Connects to public addresses over TLS only, except for scheme, host and port of the URLs in `trusted`."""
 
-    def __init__(self, trusted: Collection[str] = ()) -> None:
+    def __init__(self, trusted: Collection[str] = (), verify: ssl.SSLContext | bool = True) -> None:
+        self._verify = verify
         self._trusted = frozenset(_origin(httpx2.URL(url)) for url in trusted)
         # One pool a host: connections are kept by address, and two names with one address must not share a TLS session.
         self._pools: dict[str, httpx2.AsyncHTTPTransport] = {}
@@ -51,7 +54,7 @@ class PublicTransport(httpx2.AsyncBaseTransport):
         if host not in self._pools:
             if len(self._pools) >= _MOST_HOSTS:
                 await self._pools.pop(next(iter(self._pools))).aclose()
-            self._pools[host] = httpx2.AsyncHTTPTransport(trust_env=False)
+            self._pools[host] = httpx2.AsyncHTTPTransport(verify=self._verify, trust_env=False)
         return self._pools[host]
 
     async def _public_address(self, request: httpx2.Request, host: str) -> str:
@@ -89,25 +92,36 @@ def public_client(trusted: Collection[str] = ()) -> httpx2.AsyncClient:
 
 
 async def fetch_json(client: httpx2.AsyncClient, url: str, params: dict[str, str] | None = None) -> Any:
-    """The JSON behind a URL, whatever the status, up to 64 KiB.
+    """The JSON behind a URL, whatever the status, up to 64 KiB. `params` are added to those of the URL.
 
     Raises:
         WalletError: refused, unreachable, too long, or no JSON.
     """
-    host = httpx2.URL(url).host
     try:
-        async with asyncio.timeout(_ANSWER_SECONDS), client.stream("GET", httpx2.URL(url), params=params) as response:
-            body = b""
-            async for chunk in response.aiter_bytes():
+        target = httpx2.URL(url).copy_merge_params(params or {})
+    except httpx2.InvalidURL:
+        raise WalletRefused("something that is no URL was to be fetched") from None
+    body = await _read(client, target)
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise WalletRefused(f"{target.host} answered without JSON") from None
+
+
+async def _read(client: httpx2.AsyncClient, target: httpx2.URL) -> bytes:
+    body = b""
+    try:
+        # Raw: a body that was compressed all the same could grow to anything.
+        headers = {"Accept-Encoding": "identity"}
+        async with asyncio.timeout(_ANSWER_SECONDS), client.stream("GET", target, headers=headers) as response:
+            async for chunk in response.aiter_raw():
                 body += chunk
                 if len(body) > _LONGEST_ANSWER:
-                    raise WalletRefused(f"{host} sends too much")
-        return httpx2.Response(200, content=body).json()
+                    raise WalletRefused(f"{target.host} sends too much")
     except ForbiddenAddress as problem:
         raise WalletRefused(str(problem)) from None
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as problem:
-        raise WalletUnreachable(f"{host} cannot be reached: {type(problem).__name__}") from None
+        raise WalletUnreachable(f"{target.host} cannot be reached: {type(problem).__name__}") from None
     except (httpx2.HTTPError, TimeoutError) as problem:
-        raise OutcomeUnknown(f"{host} did not answer: {type(problem).__name__}") from None
-    except ValueError:
-        raise WalletRefused(f"{host} answered {response.status_code} without JSON") from None
+        raise OutcomeUnknown(f"{target.host} did not answer: {type(problem).__name__}") from None
+    return body
