@@ -11,7 +11,7 @@ from pyreqwest.response import Response
 from ppq_proxy.errors import GatewayError, StoreUnavailable, UpstreamNonsense
 from ppq_proxy.exchange import JSON_TYPE, Exchange, Header
 from ppq_proxy.metering.sse import Passage
-from ppq_proxy.metering.stream import Pump, Watch, shielded
+from ppq_proxy.metering.stream import Pump, Wait, Watch, has_left, shielded
 from ppq_proxy.money.amounts import usd_from_nano
 from ppq_proxy.providers.http import Failed
 from ppq_proxy.providers.router import Router
@@ -46,7 +46,8 @@ class Delivery:
         self.active += 1
         try:
             if sale.order.stream:
-                await self._stream(sale, more, failure)
+                with Wait(sale.exchange, self.watch) as wait:
+                    await self._stream(sale, wait, more, failure)
             else:
                 await self._once(sale, more)
         finally:
@@ -63,7 +64,8 @@ class Delivery:
     # whole answers
 
     async def _once(self, sale: Sale, more: Headers) -> None:
-        content, parsed = await self._fetch(sale)
+        with Wait(sale.exchange, self.watch):
+            content, parsed = await self._fetch(sale)
         wire = sale.order.wire
         if sale.kept:
             sale.kept.doc |= kept_body(content)
@@ -100,7 +102,7 @@ class Delivery:
 
     # streams
 
-    async def _stream(self, sale: Sale, more: Headers, failure: Failure) -> None:
+    async def _stream(self, sale: Sale, wait: Wait, more: Headers, failure: Failure) -> None:
         order = sale.order
         attempts = sale.attempts = self.router.attempts(order.offering)
         while True:
@@ -109,8 +111,10 @@ class Delivery:
             try:
                 async with upstream.stream(order.wire.path, sent) as response:
                     events = order.wire.events(order.body)
-                    pump = Pump(sale.exchange, Passage(events), self.watch, [] if sale.kept else None)
+                    sink: list[bytes] | None = [] if sale.kept else None
+                    pump = Pump(sale.exchange, Passage(events), self.watch, upstream.idle_seconds, sale.cap, sink)
                     first = await self._begin(response, pump)
+                    wait.over()
                     attempts.delivered()
                     await sale.exchange.start(200, [*STREAM_HEADERS, *await more(sale)])
                     await self._pass_on(sale, response, events, pump, first, failure)
@@ -174,6 +178,8 @@ def kept_body(content: bytes) -> dict[str, str]:
 
 async def _gone(exchange: Exchange) -> bool:
     """True if the client has left: nobody is tried again for it."""
+    if exchange.lane is not None:
+        return has_left(exchange)
     waiting = asyncio.ensure_future(exchange.receive())
     await asyncio.wait([waiting], timeout=0)
     if not waiting.done():

@@ -34,6 +34,9 @@ CORS: tuple[Header, ...] = ((b"access-control-allow-origin", b"*"), (b"access-co
 class Lane(Protocol):
     """A server's short lane past ASGI's messages (`server.Lane`); False or None where it cannot be used now."""
 
+    @property
+    def left(self) -> bool: ...
+
     def body(self) -> bytes | None: ...
 
     def answer(self, status: int, headers: list[Header], body: bytes) -> bool: ...
@@ -118,25 +121,23 @@ class Exchange:
         """The whole body. Raises `BodyTooLarge`, `ClientGone`."""
         announced = self.headers.get(b"content-length")
         if announced is not None and (not announced.isdigit() or int(announced) > limit):
-            raise BodyTooLarge(f"The body may have at most {limit} bytes.", headers={"connection": "close"})
-        if self.lane is not None and (whole := self.lane.body()) is not None and len(whole) <= limit:
+            raise _too_large(limit)
+        if self.lane is not None and (whole := self.lane.body()) is not None:
+            if len(whole) > limit:
+                raise _too_large(limit)
             return whole
-        message = await self.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            return body
-        parts, size = [body], len(body)
-        while message.get("more_body"):
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > limit:
-                raise BodyTooLarge(f"The body may have at most {limit} bytes.", headers={"connection": "close"})
-        return b"".join(parts)
+                raise _too_large(limit)
+            more = message.get("more_body", False)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def json(self, limit: int) -> Any:
         """The body as JSON, {} if it is empty. Raises `BadRequest`."""
@@ -172,6 +173,10 @@ class Exchange:
     async def answer_json(self, value: Any, status: int = 200, headers: list[Header] | None = None) -> None:
         """A JSON answer; `Decimal` is written as a number with all its digits."""
         await self.answer(status, dump(value), [JSON_TYPE, *(headers or [])])
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body may have at most {limit} bytes.", headers={"connection": "close"})
 
 
 def dump(value: Any) -> bytes:

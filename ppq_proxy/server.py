@@ -21,15 +21,21 @@ LONGEST_BODY = 1024 * 1024
 
 
 EXTENSION = "ppq.lane"
+HALF_CLOSED = "ppq.half_closed"
 
 
 class Lane:
     """The short lane of one exchange. Each method says False where it cannot be used now; then messages can."""
 
-    __slots__ = ("_cycle",)
+    __slots__ = ("_cycle", "_flow", "_write")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+        self._cycle, self._flow, self._write = cycle, cycle.flow, cycle.transport.write
+
+    @property
+    def left(self) -> bool:
+        """True if the client has gone, or has shut its side: most who do that have gone, which only a write would show."""
+        return self._cycle.disconnected or HALF_CLOSED in self._cycle.scope
 
     def body(self) -> bytes | None:
         """The whole request body if it has come already; it is taken."""
@@ -62,9 +68,9 @@ class Lane:
     def chunk(self, data: bytes) -> bool:
         """Write a piece of a streamed answer that has been started."""
         cycle = self._cycle
-        if cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+        if self._flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
             return False
-        cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._write(b"%x\r\n%b\r\n" % (len(data), data))
         return True
 
 
@@ -80,6 +86,7 @@ class Protocol(HttpToolsProtocol):
         if cycle is None or cycle.response_complete:
             return False
         cycle.keep_alive = False
+        cycle.scope[HALF_CLOSED] = True  # type: ignore[literal-required]
         return True
 
     def send_400_response(self, msg: str) -> None:

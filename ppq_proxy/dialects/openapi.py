@@ -78,6 +78,7 @@ class Operation:
     body: Schema | None = None
     body_required: bool = True
     ok: Mapping[str, Schema] = field(default_factory=dict)
+    status: int = 200
     more: Mapping[int, Schema] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     errors: Sequence[int] = ()
@@ -88,9 +89,9 @@ def described(summary: str, **fields: Any) -> Callable[[F], F]:
     """Note on a handler what the document says of it.
 
     `tag` groups it; `auth` names `SCHEMES` of which one is needed (`optional_auth`: none at all is fine, too); `ok` are
-    the schemas of a 200 by media type, `more` those of other answers that are no errors by status; `headers` describe
-    what a 200 carries besides the request id; `errors` are the statuses that come in the path's envelope; `extra` goes
-    into the operation as it is.
+    the schemas of a success by media type and `status` its status, `more` the schemas of other answers that are no errors
+    by theirs; `headers` describe what a success carries besides the request id; `errors` are the statuses that come in
+    the path's envelope; `extra` goes into the operation as it is.
     """
     return _mark(Operation(summary, **fields))
 
@@ -173,7 +174,8 @@ def _responses(operation: Operation, error: Schema, components: Document) -> Doc
         name: {"description": says, "schema": {"type": "string"}} for name, says in operation.headers.items()
     }
     headers |= HEADERS_OF_ALL
-    responses: Document = {"200": {"description": "Done.", "headers": headers, "content": content}}
+    success = {"description": "Done.", "headers": headers, "content": content}
+    responses: Document = {str(operation.status): success}
     for status, schema in operation.more.items():
         more = {JSON: {"schema": _schema(schema, components)}}
         responses[str(status)] = {"description": ERRORS[status], "headers": HEADERS_OF_ALL, "content": more}

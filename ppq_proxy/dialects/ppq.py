@@ -134,6 +134,7 @@ class PPQ:
         auth=HOLDER,
         parameters=(KEY_ID,),
         body=schemas.KEY_CHANGES,
+        body_required=False,
         ok={JSON: schemas.success(schemas.API_KEY)},
         errors=(400, 401, 404, 413, 503),
     )

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from ppq_proxy.catalog.offerings import TYPES
 from ppq_proxy.dialects.openapi import Named
+from ppq_proxy.payments.topup_methods import METHODS
 from ppq_proxy.store.periods import PERIODS
 
 Json = Mapping[str, Any]
@@ -94,7 +95,6 @@ CHAT_ANSWER: Final = Named(
     obj({"choices": {"type": "array", "items": {"type": "object"}}, "usage": maybe("object")}, ("choices",)),
 )
 EVENT_STREAM: Final[Json] = {
-    "type": "string",
     "description": "Server-sent events: `data: {chat.completion.chunk}` each, and `data: [DONE]` at the end of a whole "
     'answer. One that breaks off ends with `data: {"error": …}` instead.',
 }
@@ -261,6 +261,105 @@ RECEIPT: Final = Named(
         ("request_id", "timestamp", "model", "cost_usd", "units", "prices", "catalogue", "usage_source", "attempts"),
     ),
 )
+
+# top-ups
+
+METHOD: Final[Json] = {"enum": [*METHODS]}
+TOPUP_REQUEST: Final = Named(
+    "TopUpRequest",
+    obj(
+        {
+            "amount": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "description": "In `currency`; limits hold in dollars.",
+            },
+            "currency": {"enum": ["SATS", "BTC", "USD"]},
+        },
+        ("amount", "currency"),
+    ),
+)
+TOPUP: Final = Named(
+    "TopUp",
+    obj(
+        {
+            "invoice_id": STRING,
+            "created_at": {**STRING, "description": "Seconds since the epoch."},
+            "expires_at": {**STRING, "description": "Seconds since the epoch."},
+            "amount": STRING,
+            "currency": STRING,
+            "checkout_url": STRING,
+            "crypto_amount_due": STRING,
+            "payment_method": METHOD,
+            "lightning_invoice": STRING,
+            "address": STRING,
+        },
+        ("invoice_id", "created_at", "expires_at", "amount", "currency", "payment_method"),
+    ),
+)
+TOPUP_STATUS: Final = Named(
+    "TopUpStatus",
+    obj(
+        {
+            "invoice_id": STRING,
+            "status": {"enum": ["New", "Processing", "Settled", "Expired"], "description": "Settled: it is credited."},
+            "amount": {"type": "number"},
+            "currency": STRING,
+            "payment_method": METHOD,
+            "amount_paid": {"type": "number"},
+            "amount_due": {"type": "number"},
+            "credited_usd": USD,
+            "created_at": COUNT,
+            "expires_at": COUNT,
+        },
+        ("invoice_id", "status", "amount", "currency", "payment_method", "amount_paid", "amount_due"),
+    ),
+)
+METHOD_ROW: Final = Named(
+    "TopUpMethod",
+    whole(
+        {
+            "method": METHOD,
+            "currencies": {"type": "array", "items": STRING},
+            "min_usd": USD,
+            "max_usd": USD,
+            "expiry_minutes": COUNT,
+            "bonus_percent": COUNT,
+        }
+    ),
+)
+METHOD_ROWS: Final = Named("TopUpMethods", whole({"data": {"type": "array", "items": METHOD_ROW}}))
+WISH: Final[Json] = {
+    "threshold_usd": maybe("number", minimum=5, default=10),
+    "topup_amount_usd": maybe("number", minimum=0.1, maximum=1000, default=10),
+    "daily_limit_usd": maybe("number", exclusiveMinimum=0),
+}
+AUTO_TOPUP_REQUEST: Final = Named(
+    "AutoTopUpRequest",
+    obj(
+        {
+            "nwc_url": {"type": "string", "minLength": 1, "maxLength": 4096, "examples": ["nostr+walletconnect://…"]},
+            **WISH,
+        },
+        ("nwc_url",),
+    ),
+)
+AUTO_TOPUP: Final = Named(
+    "AutoTopUp",
+    obj(
+        {
+            "connected": {"type": "boolean"},
+            "enabled": {"type": "boolean"},
+            "nwc_url": maybe("string", description="Without its secret."),
+            **{name: maybe("number") for name in WISH},
+            "status": {"enum": ["ready", "paying", "waiting", "failing"]},
+            "last_error": maybe("string"),
+        },
+        ("connected", "enabled", "nwc_url", *WISH),
+    ),
+)
+DISCONNECTED: Final = Named("Disconnected", whole({"status": SUCCESS, "message": STRING}))
+RECEIVED: Final = Named("Received", whole({"received": {"const": True}}))
 
 # paying by the call, operating
 

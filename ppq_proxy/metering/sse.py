@@ -5,7 +5,6 @@ an event cut in two, CRLF, one byte at a time, a usage chunk, an error or the en
 """
 
 import re
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import orjson
@@ -15,12 +14,15 @@ from ppq_proxy.errors import UpstreamNonsense
 BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
 LINE = re.compile(rb"\r\n|\n|\r")
 LARGEST_EVENT = 16 * 1024 * 1024
-FOLD_BYTES = 128 * 1024
+FOLD_PIECES = 512
+"""So many passing pieces are kept as they are; then they are reduced to their text."""
 
 
 class Reader(Protocol):
     """What a protocol's events mean. One object for each stream."""
 
+    marks: tuple[bytes, ...]
+    """A chunk without any of these holds nothing to look at."""
     done: bool
     finished: bool
     failed: Any
@@ -62,7 +64,7 @@ def parse(data: bytes) -> Any:
 class Passage:
     """The bytes of one stream on their way. `feed` says what may go on; the end marker is held back in `end`."""
 
-    __slots__ = ("_kept", "_kept_bytes", "_rest", "_searched", "end", "reader", "seen", "spill", "started", "texts")
+    __slots__ = ("_kept", "_marks", "_rest", "_searched", "end", "reader", "seen", "started", "texts")
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -73,21 +75,23 @@ class Passage:
         self._rest = bytearray()
         self._searched = 0
         self._kept: list[bytes] = []
-        self._kept_bytes = 0
-        self.spill: Callable[[str], None] | None = None
+        self._marks = reader.marks
 
     def feed(self, chunk: bytes) -> bytes:
         """What of everything so far may be sent on now. Raises `UpstreamNonsense` for an event without an end."""
         self.seen += len(chunk)
-        if (
-            self.started
-            and not self._rest
-            and not self.end
-            and chunk.endswith(b"\n\n")
-            and not self.reader.interesting(chunk)
-        ):
-            self._keep(chunk)
-            return chunk
+        if self.started and not self._rest and not self.end and chunk.endswith(b"\n\n"):
+            for mark in self._marks:
+                if mark in chunk:
+                    break
+            else:
+                self._kept.append(chunk)
+                if len(self._kept) >= FOLD_PIECES:
+                    self.fold()
+                return chunk
+            if not self.reader.interesting(chunk):
+                self._keep(chunk)
+                return chunk
         return self._carefully(chunk)
 
     def _carefully(self, chunk: bytes) -> bytes:
@@ -134,13 +138,12 @@ class Passage:
 
     def _keep(self, piece: bytes) -> None:
         self._kept.append(piece)
-        self._kept_bytes += len(piece)
-        if self._kept_bytes > FOLD_BYTES:
+        if len(self._kept) >= FOLD_PIECES:
             self.fold()
 
     def fold(self) -> None:
         """Reduce what was kept to the text it delivered."""
-        kept, self._kept, self._kept_bytes = b"".join(self._kept), [], 0
+        kept, self._kept = b"".join(self._kept), []
         at = 0
         for found in BOUNDARY.finditer(kept):
             data = data_of(kept[at : found.end()])

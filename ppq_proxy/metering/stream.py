@@ -15,7 +15,7 @@ from typing import Any
 from pyreqwest.exceptions import PyreqwestError
 from pyreqwest.response import Response
 
-from ppq_proxy.errors import UpstreamNonsense
+from ppq_proxy.errors import UpstreamNonsense, UpstreamTimeout
 from ppq_proxy.exchange import Exchange
 from ppq_proxy.metering.sse import Passage
 
@@ -33,11 +33,12 @@ class Patience:
 
 
 class Watch:
-    """Looks after all streams of a process: one timer, whatever their number."""
+    """Looks after all calls of a process: one timer, whatever their number."""
 
     def __init__(self, patience: Patience) -> None:
         self.patience = patience
         self.pumps: set[Pump] = set()
+        self.waits: set[Wait] = set()
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -52,23 +53,71 @@ class Watch:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            before = time.monotonic() - self.patience.stall_seconds
-            for pump in list(self.pumps):
-                if pump.sending_since and pump.sending_since < before:
-                    pump.stall()
+            now = time.monotonic()
+            for pump in tuple(self.pumps):
+                pump.look(now)
+            for wait in tuple(self.waits):
+                wait.look(now)
+
+
+def has_left(exchange: Exchange) -> bool:
+    """True if the client has gone or may have; always False under a server that does not tell."""
+    return exchange.lane is not None and exchange.lane.left
+
+
+class Wait:
+    """A call whose answer has not begun. Once its client has left it is waited for so long and no longer (money-cases, 10)."""
+
+    __slots__ = ("_since", "_task", "exchange", "given_up", "watch")
+
+    def __init__(self, exchange: Exchange, watch: Watch) -> None:
+        self.exchange, self.watch = exchange, watch
+        self.given_up = False
+        self._since = 0.0
+
+    def __enter__(self) -> "Wait":
+        self._task = asyncio.current_task()
+        self.watch.waits.add(self)
+        return self
+
+    def over(self) -> None:
+        """The answer begins."""
+        self.watch.waits.discard(self)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.watch.waits.discard(self)
+        if self.given_up and kind is asyncio.CancelledError and self._task and not self._task.uncancel():
+            raise UpstreamTimeout("The model's upstream took too long to answer a client that has left.")
+
+    def look(self, now: float) -> None:
+        """Give up if it is time."""
+        if not has_left(self.exchange):
+            self._since = 0.0
+        elif not self._since:
+            self._since = now
+        elif now - self._since >= self.watch.patience.read_on_seconds and not self.given_up and self._task:
+            self.given_up = True
+            self._task.cancel()
 
 
 class Pump:
     """One stream to one client. `gone` once the client has left; `cut` says why the stream is not whole."""
 
-    def __init__(self, exchange: Exchange, passage: Passage, watch: Watch, sink: list[bytes] | None = None) -> None:
+    def __init__(
+        self, exchange: Exchange, passage: Passage, watch: Watch, idle_seconds: float, most: int, sink: list[bytes] | None
+    ) -> None:
+        """`idle_seconds`: how long the upstream may be silent; `most`: tokens that it may make for a client that has left."""
         self.exchange, self.passage, self.watch, self.sink = exchange, passage, watch, sink
+        self.idle_seconds = idle_seconds
         self.gone = False
         self.cut = ""
         self.sending_since = 0.0
         self._limit: asyncio.Timeout | None = None
         self._listener: asyncio.Task[None] | None = None
         self._gone_at = 0
+        self._unread = most
+        self._why = ""
+        self._mark, self._quiet_since = -1, 0.0
 
     async def prelude(self, response: Response) -> bytes:
         """Read up to the first content: nothing has been sent, so a failure here can still be mended elsewhere."""
@@ -91,11 +140,12 @@ class Pump:
                     self._left()
                 await self.write(first)
                 await self._pass_on(response)
+        except (PyreqwestError, UpstreamNonsense) as problem:  # some of the former are a TimeoutError too
+            if not self._finished():
+                self.cut = f"the upstream broke off ({type(problem).__name__})"
         except TimeoutError:
-            if not (self.passage.reader.done or self.passage.reader.finished):
-                self.cut = "the client left or stalled"
-        except (PyreqwestError, UpstreamNonsense) as problem:
-            self.cut = f"the upstream broke off ({type(problem).__name__})"
+            if not self._finished():
+                self.cut = self._why or "the client left"
         finally:
             self._limit = None
             self.watch.pumps.discard(self)
@@ -111,16 +161,22 @@ class Pump:
             data = await read()
             if data is None:
                 await write(passage.finish())
-                if not reader.done:
-                    passage.fold()  # a finish may be among what was only passed on
-                    if not reader.finished:
-                        self.cut = "the upstream ended its answer early"
+                if not self._finished():
+                    self.cut = "the upstream ended its answer early"
                 return
             out = feed(data.to_bytes())
             if out and (quiet or self.gone or not lane(out)):
                 await write(out)
-            if self.gone and passage.seen - self._gone_at > self.watch.patience.read_on_bytes:
-                raise TimeoutError
+            if self.gone:
+                self._unread -= out.count(b"\n\n")  # an event is a token at least
+                if self._unread < 0 or passage.seen - self._gone_at > self.watch.patience.read_on_bytes:
+                    raise TimeoutError
+
+    def _finished(self) -> bool:
+        """True if the answer is whole, however its transport ended (money-cases, 7)."""
+        if not self.passage.reader.done:
+            self.passage.fold()  # a finish may be among what was only passed on
+        return self.passage.reader.done or self.passage.reader.finished
 
     async def late_usage(self, response: Response, wanted: Callable[[], bool]) -> None:
         """Some upstreams send their usage after the end marker; and a connection read to its end can be used again."""
@@ -167,9 +223,23 @@ class Pump:
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time() + self.watch.patience.read_on_seconds)
 
-    def stall(self) -> None:
-        """The client has not taken anything for too long."""
-        self.gone, self.sending_since = True, 0.0
+    def look(self, now: float) -> None:
+        """End a stream whose client has stopped reading, or whose upstream has fallen silent."""
+        patience, seen = self.watch.patience, self.passage.seen
+        if self.sending_since:
+            self._mark = -1
+            if now - self.sending_since > patience.stall_seconds:
+                self.gone, self.sending_since = True, 0.0
+                self._stop("the client stalled")
+        elif seen != self._mark:
+            self._mark, self._quiet_since = seen, now
+        elif now - self._quiet_since >= self.idle_seconds:
+            self._stop("the upstream fell silent")
+        elif has_left(self.exchange) and now - self._quiet_since >= patience.read_on_seconds:
+            self._stop("the client left")
+
+    def _stop(self, why: str) -> None:
+        self._why = why
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time())
 

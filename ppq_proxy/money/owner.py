@@ -56,9 +56,9 @@ class Heart:
         self,
         store: Store,
         ledger: Ledger,
-        lease_seconds: float,
-        idle_seconds: float,
-        changed: Callable[[], None],  # not money: seconds
+        lease_seconds: float,  # not money: seconds
+        idle_seconds: float,  # not money: seconds
+        changed: Callable[[], None],
     ) -> None:
         self.store, self.ledger, self.changed = store, ledger, changed
         self.lease_ms = int(lease_seconds * 1000)

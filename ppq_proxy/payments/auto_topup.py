@@ -43,6 +43,11 @@ Change = Callable[[Link | None], Link | None]
 log = logging.getLogger(__name__)
 
 
+def installed() -> bool:
+    """Whether the extra `nwc` is: what signs and encrypts, and what speaks WebSocket."""
+    return all(importlib.util.find_spec(name) is not None for name in ("nostr_sdk", "wsproto"))
+
+
 class AutoTopUps:
     """The connected wallets, and the task that pays from them."""
 
@@ -51,7 +56,7 @@ class AutoTopUps:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        if self.topups.wallet is not None and importlib.util.find_spec("nostr_sdk") is not None:
+        if self.topups.wallet is not None and installed():
             self._task = asyncio.create_task(self._run(), name="auto-topups")
 
     async def stop(self) -> None:
@@ -67,7 +72,7 @@ class AutoTopUps:
 
         Raises `BadRequest`, `Unavailable`.
         """
-        if importlib.util.find_spec("nostr_sdk") is None:
+        if not installed():
             raise Unavailable(
                 "Automatic top-ups need an extra that is not installed here: pip install 'ppq-proxy[nwc]'."
             )

@@ -143,10 +143,15 @@ class BtcpayProcessor(Processor):
         return Seen(Progress.PROCESSING if invoice.status == "Processing" else Progress.NEW, _near(invoice.paid, asked))
 
     async def _settled(self, invoice: BtcpayInvoice, asked: Decimal) -> Decimal:
-        if invoice.additional_status == "Marked":  # by the operator, who knows why
-            return max(asked, invoice.paid)
-        paid = invoice.paid or sum([way.paid * way.rate for way in await self.client.methods(invoice.id)], Decimal(0))
-        return _near(paid, asked)
+        """What came of a settled invoice. What is beyond it may have come just now: only its confirmed part counts."""
+        if 0 < invoice.paid <= asked:
+            paid = _near(invoice.paid, asked)
+        else:
+            ways = await self.client.methods(invoice.id)
+            paid = sum([way.settled * way.rate for way in ways], Decimal(0))
+            paid = max(asked, _near(paid, asked)) if invoice.paid > asked else paid
+        # An operator who marks an invoice as settled knows why.
+        return max(asked, paid) if invoice.additional_status == "Marked" else paid
 
     async def _ended(self, invoice: BtcpayInvoice) -> Seen:
         """Ended without all of it in time: what is confirmed counts, but for what the operator has declared invalid."""

@@ -53,6 +53,7 @@ class TopUp:
 
     `value` is what the whole of it is worth at the rate of its creation, without the bonus. `asked` and `paid` are in
     the processor's own unit (msat, or the currency of BTCPay's invoice): what came is a share of what was asked.
+    `owner` is the process that asks for the bill, `order` our name of it at the processor, `handle` its own.
     """
 
     id: str
@@ -66,6 +67,7 @@ class TopUp:
     request: str
     phase: str = Phase.ASKED
     processor: str = ""
+    owner: str = ""
     order: str = ""
     handle: str = ""
     asked: str = "0"

@@ -28,6 +28,7 @@ from ppq_proxy.errors import (
 )
 from ppq_proxy.money.accounts import Accounts
 from ppq_proxy.money.ledger import now_ms
+from ppq_proxy.money.owner import host_name, is_dead
 from ppq_proxy.payments.btcpay import BtcpayClient, verify_webhook
 from ppq_proxy.payments.patience import Minutes, network_of
 from ppq_proxy.payments.processors import Bill, BtcpayProcessor, LightningProcessor, Processor
@@ -122,7 +123,7 @@ class TopUps:
         order = topup_id if key is None else f"{topup_id}-{secrets.token_hex(4)}"
         topup = TopUp(
             topup_id, account_id, method.name, f"{amount.number:f}", amount.currency, value, method.bonus_percent,
-            now(), request, processor=processor.name, order=order,
+            now(), request, processor=processor.name, owner=self.accounts.ledger.owner, order=order,
         )  # fmt: skip
         row = await self._claim(topup)
         sats = amount.sats(rate) if by_rate else None
@@ -159,7 +160,7 @@ class TopUps:
             )
         if topup.phase != Phase.ASKED:
             return topup
-        if row.due is not None and row.due > now_ms():
+        if not await self._abandoned(row):
             raise StillRunning("This top-up is being made; ask again for its answer.", headers={"retry-after": "1"})
         return None
 
@@ -170,11 +171,20 @@ class TopUps:
         if row is None:
             claimed = await self.rows.insert(KIND, topup.id, topup.doc(), state=LIVE, due=due)
         else:
-            claimed = row.due is not None and row.due <= now_ms() and await self.rows.replace(row, topup.doc(), due=due)
+            claimed = await self._abandoned(row) and await self.rows.replace(row, topup.doc(), due=due)
         mine = await self.rows.get(KIND, topup.id) if claimed else None
         if mine is None:
             raise StillRunning("This top-up is being made; ask again for its answer.", headers={"retry-after": "1"})
         return mine
+
+    async def _abandoned(self, row: Row) -> bool:
+        """Whether the process that asked for a bill is dead, or had its time."""
+        topup, host, at = TopUp.of(row), host_name(), now_ms()
+        if topup.phase != Phase.ASKED:
+            return False
+        if row.due is None or row.due <= at:
+            return True
+        return all(one.id != topup.owner or is_dead(one, host, at) for one in await self.accounts.store.owners())
 
     async def _bill(
         self, row: Row, processor: Processor, method: Method, amount: Amount, sats: int | None, seconds: int

@@ -12,12 +12,11 @@ from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import (
     BuilderError,
     ConnectError,
-    ConnectTimeoutError,
     PoolTimeoutError,
     PyreqwestError,
-    ReadTimeoutError,
     RequestTimeoutError,
 )
+from pyreqwest.request import StreamRequest
 from pyreqwest.response import Response
 
 from ppq_proxy.errors import GatewayError, UpstreamNonsense, UpstreamRefused, UpstreamTimeout, UpstreamUnavailable
@@ -83,8 +82,9 @@ class Upstream:
         self.latency = Histogram()
         self.failures: dict[str, int] = {}
         self._once = self._client(connect_seconds, first_byte_seconds)
-        self._streams = self._client(connect_seconds, idle_seconds)
-        self._idle_seconds = idle_seconds
+        # This client's limit holds for the wait for the head too, so that whoever reads looks after a shorter silence.
+        self._streams = self._client(connect_seconds, max(first_byte_seconds, idle_seconds))
+        self.idle_seconds = idle_seconds
         self._urls: dict[str, str] = {}
 
     def _client(self, connect_seconds: float, read_seconds: float) -> Client:
@@ -137,16 +137,30 @@ class Upstream:
             request = (
                 self._streams.post(self._url(path)).body_bytes(body).streamed_read_buffer_limit(0).build_streamed()
             )
-            async with request as response:
+            response = await self._head(request)
+            try:
                 self.latency.observe(time.perf_counter() - began)
                 if response.status != 200:
                     raise self.refused(response, (await response.bytes()).to_bytes())
                 yield response
+            finally:
+                await request.__aexit__(None, None, None)
         except PyreqwestError as problem:
             raise self._broken(problem) from None
         finally:
             if slots is not None:
                 slots.release()
+
+    async def _head(self, request: StreamRequest) -> Response:
+        """An answer's status and headers. Raises `Failed`, `PyreqwestError`."""
+        limit = asyncio.timeout(self.first_byte_seconds)
+        try:
+            async with limit:
+                return await request.__aenter__()
+        except TimeoutError:  # the client's own errors are such too
+            if not limit.expired():
+                raise
+            raise self._late() from None
 
     async def get(self, path: str) -> Any:
         """A JSON document. Raises `Failed`."""
@@ -196,13 +210,18 @@ class Upstream:
     def _broken(self, problem: PyreqwestError) -> Failed:
         """A transport error as a failed attempt."""
         retry = {"retry-after": "1"}
-        if isinstance(problem, ConnectTimeoutError | ConnectError | PoolTimeoutError):
+        if isinstance(problem, ConnectError | PoolTimeoutError) or _connecting(problem):
             return Failed(UpstreamUnavailable("The model's upstream cannot be reached.", headers=retry), again=True)
-        if isinstance(problem, ReadTimeoutError | RequestTimeoutError):
-            return Failed(UpstreamTimeout("The model's upstream took too long to answer."))
+        if isinstance(problem, RequestTimeoutError):
+            return self._late()
         if isinstance(problem, BuilderError):
             return Failed(UpstreamUnavailable("The model's upstream is set up wrongly."))
         return Failed(UpstreamNonsense("The model's upstream broke off its answer."), again=True)
+
+    @staticmethod
+    def _late() -> Failed:
+        """It may be at work on the call still: it is not asked again, another one may be."""
+        return Failed(UpstreamTimeout("The model's upstream took too long to answer."))
 
     def refused(self, response: Response, content: bytes) -> Failed:
         """An answer other than 200 as a failed attempt. The text of a refusal that concerns the operator stays here."""
@@ -243,3 +262,9 @@ class Upstream:
         if self._key:
             message = message.replace(self._key, "…")
         return message[:2000] or "The model's upstream does not accept this request."
+
+
+def _connecting(problem: PyreqwestError) -> bool:
+    """True if there was no connection yet. The client calls every timeout before the head one of connecting; its causes know."""
+    causes = (getattr(problem, "details", None) or {}).get("causes") or ()
+    return any("(Connect)" in cause.get("message", "") for cause in causes)

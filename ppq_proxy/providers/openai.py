@@ -10,6 +10,7 @@ import orjson
 from ppq_proxy.metering.usage import Units, openai_usage
 
 NULL_USAGE = (b'"usage":null', b'"usage": null')
+MARKS = (b'"usage"', b'"error"', b"[DONE]")
 TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 
 
@@ -44,10 +45,11 @@ def choices_of(parsed: Any) -> list[dict[str, Any]]:
 class ChatEvents:
     """The events of one streamed chat completion (`metering.sse.Reader`)."""
 
-    __slots__ = ("done", "failed", "finished", "usage", "wants_usage")
+    __slots__ = ("done", "failed", "finished", "marks", "usage", "wants_usage")
 
     def __init__(self, wants_usage: bool) -> None:
         self.wants_usage = wants_usage
+        self.marks: tuple[bytes, ...] = MARKS
         self.done = self.finished = False
         self.failed: Any = None
         self.usage: Any = None

@@ -5,7 +5,7 @@ Amounts are millisatoshis, times unix seconds, hashes and preimages hex.
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Protocol
@@ -114,7 +114,7 @@ class Wallet(Protocol):
         """The state of an invoice by its handle."""
         ...
 
-    async def watch(self) -> AsyncIterator[str]:
+    async def watch(self) -> AsyncGenerator[str, None]:
         """Payment hashes of invoices as they settle, until the connection is lost.
 
         Then it ends or raises `WalletError`, and the caller calls again. Some may come twice, and some be missed

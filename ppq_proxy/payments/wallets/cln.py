@@ -5,7 +5,7 @@ and unique, so an invoice whose answer got lost is found by it. Source: Core Lig
 """
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from ppq_proxy.payments.wallets.base import (
@@ -64,7 +64,7 @@ class ClnWallet(Wallet):
         state = _STATES.get(str(found[0].get("status")), State.PENDING)
         return Status(state, _msat(found[0].get("amount_received_msat")) if state == State.SETTLED else 0)
 
-    async def watch(self) -> AsyncIterator[str]:
+    async def watch(self) -> AsyncGenerator[str, None]:
         # `wait` tells that the index of changes has moved, `listinvoices` what has changed since: nothing gets lost
         # between two waits, however much happens.
         if self._next_update is None:

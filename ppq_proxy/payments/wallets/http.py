@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ class Backend:
             async with self.client.stream("GET", path, timeout=timeout, **request) as response:
                 yield response
 
-    async def events(self, path: str) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, path: str) -> AsyncGenerator[dict[str, Any], None]:
         """The JSON objects that come over a WebSocket, until it is closed. Raises `WalletError` if it does not open."""
         events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_EVENTS_AHEAD)
         # A task of its own: the socket's cancel scopes must be left by the task that entered them, and whoever drops a

@@ -5,7 +5,7 @@ therefore has to name its token, too, and a bare preimage proves nothing.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from ppq_proxy.payments.invoice import InvalidInvoice, read
@@ -77,7 +77,7 @@ class LnbitsWallet(Wallet):
             ended = False
         return Status(State.EXPIRED if ended or found.get("status") == "failed" else State.PENDING)
 
-    async def watch(self) -> AsyncIterator[str]:
+    async def watch(self) -> AsyncGenerator[str, None]:
         async for event in self._backend.events(f"/api/v1/ws/{self._key}"):
             payment = event.get("payment")
             if isinstance(payment, dict) and int(payment.get("amount") or 0) > 0:

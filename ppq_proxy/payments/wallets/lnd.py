@@ -8,7 +8,7 @@ whose answer got lost is looked up by its hash, and cannot be made twice.
 import base64
 import hashlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from ppq_proxy.payments.invoice import InvalidInvoice, read
@@ -82,7 +82,7 @@ class LndWallet(Wallet):
         state = _STATES.get(str(found.get("state")), State.PENDING)
         return Status(state, int(found.get("amt_paid_msat") or 0) if state == State.SETTLED else 0)
 
-    async def watch(self) -> AsyncIterator[str]:
+    async def watch(self) -> AsyncGenerator[str, None]:
         # With an index lnd first repeats what was settled after it, so nothing is missed over a broken connection. It
         # sends no headers before the first event, so there is nothing to wait for at the start.
         params = {"settle_index": self._settle_index} if self._settle_index else {}

@@ -1,6 +1,6 @@
 """A wallet reached by Nostr Wallet Connect: the operator's own, to be paid into, or a customer's, to be paid from."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from ppq_proxy.payments.invoice import InvalidInvoice, read
@@ -65,7 +65,7 @@ class NwcWallet(Wallet):
         state = _state(found)
         return Status(state, int(found.get("amount") or 0) if state == State.SETTLED else 0)
 
-    async def watch(self) -> AsyncIterator[str]:
+    async def watch(self) -> AsyncGenerator[str, None]:
         async for event in self._connection.notifications():
             told = event.get("notification")
             if event.get("notification_type") == "payment_received" and isinstance(told, dict):

@@ -9,7 +9,7 @@ import contextlib
 import importlib.util
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -79,7 +79,7 @@ class NwcConnection:
         session = await self._connected()
         return await session.request(method, params, answer_seconds)
 
-    async def notifications(self) -> AsyncIterator[dict[str, Any]]:
+    async def notifications(self) -> AsyncGenerator[dict[str, Any], None]:
         """`{"notification_type": …, "notification": {…}}` as they come, until the connection is lost."""
         session = await self._connected()
         queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(1000)

@@ -6,7 +6,7 @@ Sources: phoenixd's Api.kt and JsonSerializers.kt of May 2026.
 
 import base64
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from ppq_proxy.payments.wallets.base import (
@@ -67,7 +67,7 @@ class PhoenixdWallet(Wallet):
             return Status(State.SETTLED, _paid_msat(found))
         return Status(State.EXPIRED if found.get("isExpired") else State.PENDING)
 
-    async def watch(self) -> AsyncIterator[str]:
+    async def watch(self) -> AsyncGenerator[str, None]:
         async for event in self._backend.events("/websocket"):
             if event.get("type") == "payment_received":
                 yield str(event["paymentHash"])
