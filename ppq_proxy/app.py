@@ -27,11 +27,12 @@ from ppq_proxy.money.ledger import Ledger
 from ppq_proxy.money.owner import Heart, owner_name
 from ppq_proxy.payers import Payers
 from ppq_proxy.payments.auto_topup import AutoTopUps
-from ppq_proxy.payments.guests import Guests
+from ppq_proxy.payments.guests import Guests, Rail
 from ppq_proxy.payments.rates import Rates, parse_sources
 from ppq_proxy.payments.reconcile import Reconciler
 from ppq_proxy.payments.topups import TopUps
 from ppq_proxy.payments.wallets import open_wallet
+from ppq_proxy.payments.x402 import open_x402
 from ppq_proxy.providers.http import Upstream
 from ppq_proxy.providers.router import Router
 from ppq_proxy.sale import Gate
@@ -74,7 +75,10 @@ class App:
             max_age_seconds=int(settings.rate_max_age_seconds),
         )
         self.wallet = open_wallet(settings, self.store.rows)
-        self.guests = Guests(settings, self.accounts, self.wallet, self.rates, []) if self.wallet else None
+        self.x402 = open_x402(settings, self.store.rows)
+        rails: list[Rail] = [self.x402] if self.x402 else []
+        paid_by_the_call = self.wallet or rails
+        self.guests = Guests(settings, self.accounts, self.wallet, self.rates, rails) if paid_by_the_call else None
         self.topups = TopUps(settings, self.accounts, self.wallet, self.rates)
         self.reconciler = Reconciler(self.topups)
         self.auto_topups = AutoTopUps(self.accounts, self.topups)
@@ -125,9 +129,11 @@ class App:
         self.topups.unlock(secret)
         if self.guests:
             self.guests.unlock(secret)
-        if self.guests or self.topups.methods():
+        if self.wallet or self.topups.methods():
             await self.rates.start()
         await self.heart.start()
+        if self.x402 and self.guests:
+            self.x402.start(self.guests)
         self.watch.start()
         self.telemetry.start()
         await self.shelf.start()
@@ -141,6 +147,8 @@ class App:
         await self.auto_topups.stop()
         await self.reconciler.stop()
         await self.topups.close()
+        if self.x402:
+            await self.x402.stop()
         for task in self._tasks:
             task.cancel()
         await self.shelf.stop()

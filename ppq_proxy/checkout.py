@@ -24,6 +24,7 @@ class Checkout:
 
     async def serve(self, exchange: Exchange, order: Order, failure: Callable[[GatewayError], bytes]) -> None:
         """Answer the order or raise `GatewayError`. `failure` makes the event for a stream that breaks."""
+        exchange.note["body"], exchange.note["offering"] = order.raw, order.offering.id
         try:
             payer = await self.payers.payer(exchange)
         except Refused as problem:

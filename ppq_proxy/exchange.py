@@ -35,6 +35,9 @@ class Lane(Protocol):
     """A server's short lane past ASGI's messages (`server.Lane`); False or None where it cannot be used now."""
 
     @property
+    def gone(self) -> bool: ...
+
+    @property
     def left(self) -> bool: ...
 
     def body(self) -> bytes | None: ...

@@ -33,6 +33,11 @@ class Lane:
         self._cycle, self._flow, self._write = cycle, cycle.flow, cycle.transport.write
 
     @property
+    def gone(self) -> bool:
+        """True if the connection is lost."""
+        return self._cycle.disconnected
+
+    @property
     def left(self) -> bool:
         """True if the client has gone, or has shut its side: most who do that have gone, which only a write would show."""
         return self._cycle.disconnected or HALF_CLOSED in self._cycle.scope
@@ -83,7 +88,7 @@ class Protocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own signature is bool | None
         cycle = self.cycle
-        if cycle is None or cycle.response_complete:
+        if cycle is None or cycle.response_complete or cycle.more_body:  # the rest of a body can never come
             return False
         cycle.keep_alive = False
         cycle.scope[HALF_CLOSED] = True  # type: ignore[literal-required]

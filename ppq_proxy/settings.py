@@ -91,11 +91,15 @@ class Settings:
     x402_pay_to: str = ""
     x402_network: str = ""
     x402_facilitator: str = ""
+    x402_facilitator_key: str = hidden()
     x402_key: str = hidden()
-    x402_rpc_url: str = ""
+    x402_rpc_url: str = hidden()
     x402_asset: str = ""
-    x402_asset_name: str = "USDC"
-    x402_asset_version: str = "2"
+    x402_asset_name: str = ""
+    x402_asset_version: str = ""
+    x402_settle_seconds: int = 20
+    x402_upto: bool = False
+    x402_unsigned_transfers: bool = False
     x402_sanctions_oracle: str = ""
 
     def upstream_table(self) -> dict[str, dict[str, Any]]:

@@ -14,8 +14,8 @@ from ppq_proxy.errors import UpstreamNonsense
 BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
 LINE = re.compile(rb"\r\n|\n|\r")
 LARGEST_EVENT = 16 * 1024 * 1024
-FOLD_PIECES = 512
-"""So many passing pieces are kept as they are; then they are reduced to their text."""
+FOLD_BYTES = 64 * 1024
+"""So much of what passed is kept as it is; then it is reduced to its text."""
 
 
 class Reader(Protocol):
@@ -74,7 +74,7 @@ class Passage:
         self.texts: list[str] = []
         self._rest = bytearray()
         self._searched = 0
-        self._kept: list[bytes] = []
+        self._kept = bytearray()
         self._marks = reader.marks
 
     def feed(self, chunk: bytes) -> bytes:
@@ -85,8 +85,8 @@ class Passage:
                 if mark in chunk:
                     break
             else:
-                self._kept.append(chunk)
-                if len(self._kept) >= FOLD_PIECES:
+                self._kept += chunk
+                if len(self._kept) > FOLD_BYTES:
                     self.fold()
                 return chunk
             if not self.reader.interesting(chunk):
@@ -137,13 +137,13 @@ class Passage:
         return event + b"\n\n" if self._event(event) and not self.reader.done else b""
 
     def _keep(self, piece: bytes) -> None:
-        self._kept.append(piece)
-        if len(self._kept) >= FOLD_PIECES:
+        self._kept += piece
+        if len(self._kept) > FOLD_BYTES:
             self.fold()
 
     def fold(self) -> None:
         """Reduce what was kept to the text it delivered."""
-        kept, self._kept = b"".join(self._kept), []
+        kept, self._kept = bytes(self._kept), bytearray()
         at = 0
         for found in BOUNDARY.finditer(kept):
             data = data_of(kept[at : found.end()])

@@ -133,7 +133,8 @@ class Pump:
     async def run(self, response: Response, first: bytes) -> None:
         """Send `first`, then what the upstream sends, up to its end. Everything but cancellation ends in `cut`."""
         self.watch.pumps.add(self)
-        self._listener = asyncio.create_task(self._listen())
+        if self.exchange.lane is None:
+            self._listener = asyncio.create_task(self._listen())
         try:
             async with asyncio.timeout(None) as self._limit:
                 if self.gone:  # before there was a limit to set
@@ -166,6 +167,7 @@ class Pump:
                 return
             out = feed(data.to_bytes())
             if out and (quiet or self.gone or not lane(out)):
+                self.notice()
                 await write(out)
             if self.gone:
                 self._unread -= out.count(b"\n\n")  # an event is a token at least
@@ -214,6 +216,14 @@ class Pump:
     async def _listen(self) -> None:
         while (await self.exchange.receive())["type"] != "http.disconnect":
             pass
+        self._leave()
+
+    def notice(self) -> None:
+        """Find out whether the client has gone, where nobody listens for it."""
+        if self.exchange.lane is not None and self.exchange.lane.gone:
+            self._leave()
+
+    def _leave(self) -> None:
         if not self.gone:
             self.gone = True
             self._left()
@@ -225,6 +235,7 @@ class Pump:
 
     def look(self, now: float) -> None:
         """End a stream whose client has stopped reading, or whose upstream has fallen silent."""
+        self.notice()
         patience, seen = self.watch.patience, self.passage.seen
         if self.sending_since:
             self._mark = -1

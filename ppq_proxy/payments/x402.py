@@ -21,9 +21,10 @@ from ppq_proxy.payments.patience import Minutes, network_of
 from ppq_proxy.payments.x402_chain import Chain
 from ppq_proxy.payments.x402_facilitator import (
     Facilitator,
-    FacilitatorUnavailable,
     OwnFacilitator,
     RemoteFacilitator,
+    in_daemon_thread,
+    load_library,
     require_library,
 )
 from ppq_proxy.payments.x402_payments import Payments
@@ -95,7 +96,8 @@ class X402Rail:
         what = told.get("description") or f"One call of {exchange.method} {exchange.path}"
         if "description" not in told and (model := exchange.note.get("offering")):
             what += f" with the model {model}"
-        described = f"{what}, paid in advance: {amount // 10**6}.{amount % 10**6:06d} USDC. What it does not use stays as credit on the payment."
+        price = f"{amount // 10**6}.{amount % 10**6:06d} USDC"
+        described = f"{what}, paid in advance: {price}. What it does not use stays as credit on the payment."
         schema = {name: told[name] for name in ("input", "output") if name in told}
         resource = self._origin(exchange) + exchange.path
         return Terms(
@@ -194,7 +196,7 @@ class X402Rail:
 
     # in the background
 
-    async def start(self, guests: Guests) -> None:
+    def start(self, guests: Guests) -> None:
         """Begin to look after payments whose outcome is open."""
         self._task = asyncio.create_task(self._run(guests))
 
@@ -209,6 +211,8 @@ class X402Rail:
             await self.chain.close()
 
     async def _run(self, guests: Guests) -> None:
+        if self.chain:
+            await in_daemon_thread(load_library)
         swept = time.monotonic()
         while True:
             await asyncio.sleep(RECONCILE_SECONDS)

@@ -256,6 +256,12 @@ def require_library() -> None:
         )
 
 
+def load_library() -> None:
+    """Import what takes seconds to import, so that the first payment does not wait for it."""
+    for name in ("eth_account", "x402.mechanisms.evm.exact.facilitator"):
+        importlib.import_module(name)
+
+
 def _library(key: str, rpc_url: str, network: str, seconds: int, *, upto: bool) -> "tuple[x402FacilitatorSync, str]":
     """The library's facilitator for exact (both versions) and upto, and the address of its key."""
     from x402 import x402FacilitatorSync
