@@ -181,17 +181,22 @@ def keys_create(
     as_json: Json = False,
 ) -> None:
     """Make a key; its value is shown now."""
-    from ppq_proxy.console import load, show, with_store
+    from ppq_proxy.console import WRONG_USE, fail, load, show, with_store
+    from ppq_proxy.errors import BadRequest
     from ppq_proxy.money.keys import parse_key, shown
     from ppq_proxy.money.ledger import now_ms
 
     settings = load(database=database)
     fields: dict[str, Any] = {"name": name, "usage_limit_usd": limit, "reset_period": period, "expire_at": expires}
     fields |= {"requests_per_minute": requests, "tokens_per_minute": tokens}
+    try:
+        wanted = parse_key(fields, new=True)
+    except BadRequest as problem:
+        fail(problem.message, WRONG_USE)
 
     async def work(store: "Store") -> dict[str, Any]:
         service = await _unlocked(settings, store)
-        key, value = await service.create_key(await service.holder(credit_id), parse_key(fields, new=True))
+        key, value = await service.create_key(await service.holder(credit_id), wanted)
         return {**shown(key, now_ms()), "api_key": value}
 
     show(with_store(settings, work), as_json)

@@ -3,13 +3,13 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from decimal import Decimal
 from typing import Any, NoReturn
 
 import orjson
 
 from ppq_proxy import settings as settings_module
 from ppq_proxy.errors import GatewayError, NotFound, SettingsError, StoreUnavailable, Unauthorized
-from ppq_proxy.exchange import dump
 from ppq_proxy.settings import Settings
 from ppq_proxy.store import open_store
 from ppq_proxy.store.base import Store
@@ -55,7 +55,7 @@ def with_store(settings: Settings, work: Callable[[Store], Awaitable[Any]]) -> A
 def show(value: Any, as_json: bool, columns: Sequence[str] = ()) -> None:
     """Print a result: rows or an object."""
     if as_json or not sys.stdout.isatty():
-        sys.stdout.write(dump(value).decode() + "\n")
+        sys.stdout.write(_json(value) + "\n")
         return
     from rich.console import Console
     from rich.table import Table
@@ -70,16 +70,21 @@ def show(value: Any, as_json: bool, columns: Sequence[str] = ()) -> None:
     else:
         for name, cell in value.items():
             table.add_row(name, _cell(cell))
-    Console().print(table)
+    Console(markup=False, emoji=False, highlight=False).print(table)  # a key's name is no markup
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return (
-        value
-        if isinstance(value, str)
-        else orjson.dumps(value, default=str).decode()
-        if isinstance(value, dict | list)
-        else str(value)
-    )
+    return value if isinstance(value, str) else _json(value).strip('"')
+
+
+def _json(value: Any) -> str:
+    """One JSON document; dollars are decimal strings."""
+    return orjson.dumps(value, default=_usd).decode()
+
+
+def _usd(value: Any) -> str:
+    if isinstance(value, Decimal):
+        return format(value.normalize() if value else Decimal(0), "f")
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -115,7 +115,7 @@ class PPQ:
         await exchange.answer_json({"status": "success", "data": data})
 
     @described(
-        "One key",
+        "One key, with its limits and what it has used",
         tag="keys",
         auth=HOLDER,
         parameters=(KEY_ID, SHOW_KEY),

@@ -43,7 +43,10 @@ class TopUp:
         "Ask for an invoice or an address that tops up the account",
         tag="top-ups",
         auth=ACCOUNT,
-        parameters=(in_path("method", schemas.METHOD, "GET /topup/payment-methods lists those taken."), IDEMPOTENCY_KEY),
+        parameters=(
+            in_path("method", schemas.METHOD, "GET /topup/payment-methods lists those taken."),
+            IDEMPOTENCY_KEY,
+        ),
         body=schemas.TOPUP_REQUEST,
         ok={JSON: schemas.TOPUP},
         status=201,
@@ -91,7 +94,11 @@ class TopUp:
         await exchange.answer_json(await self.auto.connect(account_id, await exact_json(exchange)))
 
     @described(
-        "The connected wallet, and how it goes", tag="top-ups", auth=HOLDER, ok={JSON: schemas.AUTO_TOPUP}, errors=(401, 503)
+        "The connected wallet, and how it goes",
+        tag="top-ups",
+        auth=HOLDER,
+        ok={JSON: schemas.AUTO_TOPUP},
+        errors=(401, 503),
     )
     async def settings(self, exchange: Exchange) -> None:
         """GET /nwc-auto-topup: the settings, and how it goes."""

@@ -104,7 +104,13 @@ class Pump:
     """One stream to one client. `gone` once the client has left; `cut` says why the stream is not whole."""
 
     def __init__(
-        self, exchange: Exchange, passage: Passage, watch: Watch, idle_seconds: float, most: int, sink: list[bytes] | None
+        self,
+        exchange: Exchange,
+        passage: Passage,
+        watch: Watch,
+        idle_seconds: float,
+        most: int,
+        sink: list[bytes] | None,
     ) -> None:
         """`idle_seconds`: how long the upstream may be silent; `most`: tokens that it may make for a client that has left."""
         self.exchange, self.passage, self.watch, self.sink = exchange, passage, watch, sink

@@ -8,12 +8,21 @@ in between loses nothing.
 import asyncio
 import hashlib
 import hmac
+import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
-from ppq_proxy.errors import Conflict, GatewayError, InsufficientBalance, NotFound, PaymentRequired, RateLimited
+from ppq_proxy.errors import (
+    Conflict,
+    GatewayError,
+    InsufficientBalance,
+    NotFound,
+    PaymentRequired,
+    RateLimited,
+    Unavailable,
+)
 from ppq_proxy.exchange import Exchange, Header
 from ppq_proxy.money.accounts import Accounts, Payer, digest
 from ppq_proxy.money.amounts import usd_from_nano
@@ -21,11 +30,14 @@ from ppq_proxy.money.ledger import now_ms
 from ppq_proxy.payments import challenge, l402, macaroon, mpp
 from ppq_proxy.payments.challenge import Keys, Offer
 from ppq_proxy.payments.credentials import BadCredential, Problem, payment_hash_of, read_preimage
+from ppq_proxy.payments.invoice import InvoiceMismatch
 from ppq_proxy.payments.patience import REFUSALS, Minutes, network_of
 from ppq_proxy.payments.rates import Rates, nano_for, sats_for
 from ppq_proxy.payments.wallets.base import State, Wallet
 from ppq_proxy.settings import Settings
 from ppq_proxy.store.base import Row
+
+log = logging.getLogger("ppq.guests")
 
 KIND = "payment"
 ISSUED, CREDITED, CLAIMED = "issued", "credited", "claimed"
@@ -68,6 +80,8 @@ class Guests:
         self.wallet, self.rates, self.rails = wallet, rates, rails
         self.keys = Keys(b"", b"")
         self._realm = settings.realm or "ppq"
+        # LNbits shows the preimage of a paid invoice to anybody who knows its hash, and the hash is in the invoice
+        self.claimable = settings.claims and not (wallet and wallet.name == "lnbits")
         self._minted, self._refused = Minutes(), Minutes()
         self._mints = settings.per_minute("challenges_per_minute")
         self._known: OrderedDict[str, Payer] = OrderedDict()
@@ -149,8 +163,6 @@ class Guests:
         """Wait a moment for the wallet to say SETTLED; a wallet that cannot tell leaves it at the preimage."""
         if self.wallet is None:
             raise BadCredential("payments are not taken at the moment")
-        if not self.wallet.can_tell:
-            return
         end = time.monotonic() + SETTLE_SECONDS
         while True:
             status = await self.wallet.status(row.doc["handle"])
@@ -211,7 +223,11 @@ class Guests:
         rate = self.rates.rate().nano_per_btc
         sats, life = sats_for(quote, rate), self.settings.challenge_seconds
         at = int(time.time())
-        invoice = await self.wallet.create(1000 * sats, f"{self._realm}: one call", life, exchange.request_id)
+        try:
+            invoice = await self.wallet.create(1000 * sats, f"{self._realm}: one call", life, exchange.request_id)
+        except InvoiceMismatch as problem:
+            log.error("the wallet's invoice is not the one asked for: %s", problem)
+            raise Unavailable("The operator's wallet does not work at the moment.") from None
         expires_at = min(at + life, invoice.expires_at)
         offer, challenge_id = challenge.lightning(
             self.keys, self._realm, self.wallet.network, sats, invoice, expires_at
@@ -220,7 +236,9 @@ class Guests:
             "sats": sats, "nano": nano_for(sats, rate), "rate": rate, "handle": invoice.handle, "challenge_id": challenge_id,
             "quote": quote, "path": exchange.path, "at": at, "expires_at": expires_at,
         }  # fmt: skip
-        await self.store.rows.insert(KIND, invoice.payment_hash, doc, state=ISSUED, due=1000 * expires_at + LOOK_MS)
+        due = 1000 * expires_at + LOOK_MS
+        if not await self.store.rows.insert(KIND, invoice.payment_hash, doc, state=ISSUED, due=due):
+            raise Unavailable("The operator's wallet gave out one invoice twice.")
         return offer, sats
 
     def accepted(self, exchange: Exchange) -> None:
@@ -258,7 +276,7 @@ class Guests:
         unknown = NotFound("No payment that can be claimed has this preimage.")
         try:
             row = await self.store.rows.get(KIND, payment_hash_of(read_preimage(preimage)))
-            if row is None or not self.settings.claims:
+            if row is None or not self.claimable:
                 raise unknown
             if row.state == ISSUED:
                 if now_ms() > 1000 * int(row.doc["expires_at"]) + CLAIM_MS:
@@ -283,12 +301,8 @@ class Guests:
     async def sweep(self) -> None:
         """Forget invoices that ended unpaid; keep what was paid and not used yet."""
         for row in await self.store.rows.find(KIND, state=ISSUED, due_before=now_ms()):
-            status = await self.wallet.status(row.doc["handle"]) if self.wallet and self.wallet.can_tell else None
-            if (
-                (status is not None and status.state is State.SETTLED)
-                or self.wallet is None
-                or not self.wallet.can_tell
-            ):
+            status = await self.wallet.status(row.doc["handle"]) if self.wallet else None
+            if status is None or status.state in (State.SETTLED, State.UNTOLD):
                 await self.store.rows.replace(row, row.doc, due=1000 * int(row.doc["at"]) + LIFE_MS)
             else:
                 await self.store.rows.delete(row)

@@ -34,6 +34,7 @@ from ppq_proxy.payments.x402_wire import (
     EXACT,
     UNIT_NANO,
     UPTO,
+    Document,
     Network,
     Payment,
     Terms,
@@ -98,7 +99,7 @@ class X402Rail:
             what += f" with the model {model}"
         price = f"{amount // 10**6}.{amount % 10**6:06d} USDC"
         described = f"{what}, paid in advance: {price}. What it does not use stays as credit on the payment."
-        schema = {name: told[name] for name in ("input", "output") if name in told}
+        schema: Document = {name: told[name] for name in ("input", "output") if name in told}
         resource = self._origin(exchange) + exchange.path
         return Terms(
             self.network, self.settings.x402_pay_to, amount, resource, described, exchange.method, schema or None
@@ -211,9 +212,10 @@ class X402Rail:
             await self.chain.close()
 
     async def _run(self, guests: Guests) -> None:
+        swept = time.monotonic()
+        await asyncio.sleep(RECONCILE_SECONDS)  # the first answers come before what takes seconds to import
         if self.chain:
             await in_daemon_thread(load_library)
-        swept = time.monotonic()
         while True:
             await asyncio.sleep(RECONCILE_SECONDS)
             try:

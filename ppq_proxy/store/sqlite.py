@@ -77,10 +77,10 @@ class SqliteStore:
         self._reading = threading.Lock()
 
     async def open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             await asyncio.to_thread(self._create)
-        except sqlite3.Error as problem:
+        except (sqlite3.Error, OSError) as problem:
             raise StoreUnavailable(f"cannot open the database {self.path.name}: {problem}") from None
         self.writer = Writer(self.path, asyncio.get_running_loop())
         self.writer.start()
