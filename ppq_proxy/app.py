@@ -110,6 +110,7 @@ class App:
         ppq = PPQ(self.accounts, self.payers, open_accounts=self.settings.accounts_open)
         return [
             *(Path(f"{prefix}/chat/completions", {"POST": openai.chat}, envelope, paid=True) for prefix in ("/v1", "")),
+            *(Path(f"{prefix}/embeddings", {"POST": openai.embeddings}, envelope, paid=True) for prefix in ("/v1", "")),
             *(Path(f"{prefix}/models", {"GET": openai.models}, envelope) for prefix in ("/v1", "")),
             *(Path(f"{prefix}/models/{{id:path}}", {"GET": openai.model}, envelope) for prefix in ("/v1", "")),
             Path("/accounts/create", {"POST": ppq.create_account}, envelope),
@@ -119,7 +120,7 @@ class App:
             Path("/queries/history", {"GET": ppq.history}, envelope),
             Path("/v1/requests/{id}", {"GET": ppq.receipt}, envelope),
             *Payment(self.accounts, self.payers).paths(),
-            *TopUp(self.payers, self.topups, self.auto_topups).paths(),
+            *TopUp(self.accounts, self.topups, self.auto_topups).paths(),
         ]
 
     async def start(self) -> None:

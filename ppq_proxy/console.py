@@ -64,7 +64,7 @@ def show(value: Any, as_json: bool, columns: Sequence[str] = ()) -> None:
     if isinstance(value, list):
         names = list(columns) or list(value[0] if value else ())
         for name in names:
-            table.add_column(name, overflow="fold")
+            table.add_column(name, overflow="fold", no_wrap=name.endswith("id"))  # ids are there to be copied
         for row in value:
             table.add_row(*(_cell(row.get(name)) for name in names))
     else:

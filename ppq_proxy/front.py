@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.routing import Route, Router
 
-from ppq_proxy.errors import GatewayError, MethodNotAllowed, NotFound
+from ppq_proxy.errors import GatewayError, MethodNotAllowed, NotFound, StoreUnavailable
 from ppq_proxy.exchange import ClientGone, Exchange, Header, Receive, RequestIds, Scope, Send, dump
 from ppq_proxy.telemetry import Telemetry
 
@@ -37,7 +37,7 @@ class Path:
 
 
 class Front:
-    """The application as the server calls it."""
+    """The application as the server calls it. `unreachable`: it could not start, as there is no database."""
 
     def __init__(
         self, paths: list[Path], telemetry: Telemetry, envelope: Envelope, start: Callable[[], Awaitable[None]],
@@ -45,6 +45,7 @@ class Front:
     ) -> None:  # fmt: skip
         self.paths, self.telemetry, self.envelope = paths, telemetry, envelope
         self._start, self._stop, self._head = start, stop, head
+        self.unreachable = False
         self._ids = RequestIds(frozenset(filter(None, proxies.replace(" ", "").split(","))))
         self._fixed = {path.path: path for path in paths if "{" not in path.path}
         self._router = Router(
@@ -140,7 +141,9 @@ class Front:
         try:
             await self._start()
         except Exception as problem:  # border: of the process's start; the server ends with the message
-            log.exception("cannot start")
+            self.unreachable = isinstance(problem, StoreUnavailable)
+            if not self.unreachable:
+                log.exception("cannot start")
             await send({"type": "lifespan.startup.failed", "message": str(problem)})
             return
         await send({"type": "lifespan.startup.complete"})

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import orjson
 
 from ppq_proxy.catalog.offerings import Offering
-from ppq_proxy.catalog.tokens import count_chat_async, count_completion_async, hold_factor, needs_rules
+from ppq_proxy.catalog.tokens import count_completion_async, hold_factor, needs_rules
+from ppq_proxy.errors import GatewayError
 from ppq_proxy.exchange import Exchange
 from ppq_proxy.metering.sse import Reader
 from ppq_proxy.metering.usage import ABSURD_FACTOR, Units, totals
@@ -41,6 +42,8 @@ class Wire(Protocol):
     path: str
     query_type: str
     end: bytes
+    outputs: bool
+    """Whether an answer has output tokens, which a limit can bound."""
 
     def prepare(
         self, body: dict[str, Any], model: str, stream: bool, usage: str, limits: dict[str, int] | None
@@ -53,6 +56,10 @@ class Wire(Protocol):
     def text(self, parsed: Any) -> str: ...
 
     def usage(self, block: Any) -> tuple[int, int, Units] | None: ...
+
+    async def count(self, body: dict[str, Any], offering: Offering, size: int) -> int:
+        """The input tokens of a request of so many bytes, by our own count."""
+        ...
 
 
 @dataclass(slots=True)
@@ -89,6 +96,8 @@ class Sale:
     def cap(self) -> int:
         """The most output that the upstream was asked for, over all answers."""
         order = self.order
+        if not order.wire.outputs:
+            return 0
         if self.limits:
             return max(self.limits.values()) * order.n
         if order.caps:
@@ -109,12 +118,21 @@ class Gate:
         """A sale with its hold. Raises what a hold and the limits by the minute raise."""
         if payer.requests is not None and not payer.requests.take(1, time.time()):
             await payer.requests.draw(1, self.ledger.store)
-        output = self._wanted_output(order, payer) * order.n
-        tokens = None
-        if payer.tokens is not None:
-            wanted = len(order.raw) // 4 + output
-            await payer.tokens.draw(min(wanted, payer.tokens.limit), self.ledger.store)
-            tokens = (min(wanted, payer.tokens.limit), payer.tokens.minute)
+        output = wanted_output(order, payer.guest) * order.n
+        if payer.tokens is None:
+            return await self._open(exchange, order, payer, output, None)
+        wanted = min(len(order.raw) // 4 + output, payer.tokens.limit)
+        await payer.tokens.draw(wanted, self.ledger.store)
+        tokens = (wanted, payer.tokens.minute)
+        try:
+            return await self._open(exchange, order, payer, output, tokens)
+        except GatewayError:
+            payer.tokens.give_back(*tokens)
+            raise
+
+    async def _open(
+        self, exchange: Exchange, order: Order, payer: Payer, output: int, tokens: tuple[int, int] | None
+    ) -> Sale:
         unbounded = needs_rules(order.raw)
         need = order.offering.prices.bound(len(order.raw), output)
         hold = None if unbounded or payer.guest else self.ledger.try_hold(payer.allotment, need)
@@ -122,28 +140,24 @@ class Gate:
             hold = await self.ledger.hold_ahead(payer.allotment, need)
         if hold is not None:
             sale = Sale(exchange, order, payer, hold, tokens=tokens)
-            if not order.caps and order.offering.max_output is None:
+            if not order.caps and order.offering.max_output is None and order.wire.outputs:
                 sale.limits = {order.cap_field: UNLIMITED_OUTPUT}
             return sale
         return await self._open_counted(exchange, order, payer, tokens)
-
-    def _wanted_output(self, order: Order, payer: Payer) -> int:
-        if order.caps:
-            return max(order.caps.values())
-        most = order.offering.max_output or UNLIMITED_OUTPUT
-        return min(most, UNLIMITED_OUTPUT) if payer.guest else most
 
     async def _open_counted(
         self, exchange: Exchange, order: Order, payer: Payer, tokens: tuple[int, int] | None
     ) -> Sale:
         """A hold near an account's edge: the prompt is counted, and the output limited to what can be paid."""
-        prices, wanted = order.offering.prices, self._wanted_output(order, payer)
+        prices, wanted = order.offering.prices, wanted_output(order, payer.guest)
         counted = await count_prompt(order)
         prompt = hold_tokens(counted, order.offering)
         need = prices.bound(prompt, wanted * order.n)
         least = need if payer.guest else prices.bound(prompt, min(wanted, LEAST_OUTPUT) * order.n)
         hold = await self.ledger.hold(payer.allotment, need, least, ahead=not payer.guest)
         sale = Sale(exchange, order, payer, hold, counted_prompt=counted, tokens=tokens)
+        if not order.wire.outputs:
+            return sale
         if hold.amount < need:
             output = prices.affordable_output(hold.amount, prompt)
             limit = max(1, (wanted * order.n if output is None else output) // order.n)
@@ -157,12 +171,7 @@ class Gate:
     async def quote(self, order: Order) -> int:
         """What a guest is asked to pay for an order, in nano-USD: counted input and the output limit."""
         counted = hold_tokens(await count_prompt(order), order.offering)
-        wanted = (
-            max(order.caps.values())
-            if order.caps
-            else min(order.offering.max_output or UNLIMITED_OUTPUT, UNLIMITED_OUTPUT)
-        )
-        return order.offering.prices.bound(counted, wanted * order.n)
+        return order.offering.prices.bound(counted, wanted_output(order, True) * order.n)
 
     # charge
 
@@ -249,7 +258,17 @@ class Gate:
 
 async def count_prompt(order: Order) -> int:
     """The prompt's tokens by our own count."""
-    return await count_chat_async(order.body, order.offering, len(order.raw))
+    return await order.wire.count(order.body, order.offering, len(order.raw))
+
+
+def wanted_output(order: Order, guest: bool) -> int:
+    """The most output tokens of one answer that may be asked for: the client's limit, or the model's."""
+    if not order.wire.outputs:
+        return 0
+    if order.caps:
+        return max(order.caps.values())
+    most = order.offering.max_output or UNLIMITED_OUTPUT
+    return min(most, UNLIMITED_OUTPUT) if guest else most
 
 
 def hold_tokens(counted: int, offering: Offering) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ppq_proxy import settings as settings_module
-from ppq_proxy.console import FAILED, WRONG_USE, fail
+from ppq_proxy.console import FAILED, UNREACHABLE, WRONG_USE, fail
 from ppq_proxy.errors import SettingsError
 from ppq_proxy.settings import PREFIX, Settings
 from ppq_proxy.store.base import Row
@@ -43,9 +43,13 @@ async def _serve_one(settings: Settings, told: Callable[[], None]) -> int:
     from ppq_proxy.server import Server, config
 
     _log_problems()
-    server = Server(config(App(settings, _log(settings)).asgi(), settings.host, settings.port, settings.drain_seconds))
+    front = App(settings, _log(settings)).asgi()
+    server = Server(config(front, settings.host, settings.port, settings.drain_seconds))
     server.told = told
-    await server.serve()
+    try:
+        await server.serve()
+    except SystemExit:  # so uvicorn ends a start that failed; it has said why
+        return UNREACHABLE if front.unreachable else FAILED
     return 0 if server.started else FAILED
 
 
@@ -142,6 +146,7 @@ def _welcome(settings: Settings, key: str, model: str) -> None:
 
 def _serve_many(settings: Settings) -> int:
     """Several processes behind one socket; each is started anew when it dies."""
+    from uvicorn.config import STARTUP_FAILURE
     from uvicorn.supervisors import Multiprocess
 
     from ppq_proxy.server import config
@@ -163,5 +168,6 @@ def _serve_many(settings: Settings) -> int:
     except (OSError, SystemExit):
         return FAILED
     _say(f"serving on http://{settings.host}:{settings.port} with {settings.workers} workers")
-    Multiprocess(shared, sockets=[socket]).run()
-    return 0
+    supervisor = Multiprocess(shared, sockets=[socket])
+    supervisor.run()
+    return FAILED if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes) else 0

@@ -133,6 +133,13 @@ def count_inputs(inputs: object, offering: Offering) -> int:
     return total
 
 
+async def count_inputs_async(inputs: object, offering: Offering, size: int) -> int:
+    """`count_inputs`, in a thread where the request of `size` bytes is long."""
+    if size <= INLINE_BYTES and loaded(tokenizer(offering)):
+        return count_inputs(inputs, offering)
+    return await asyncio.to_thread(count_inputs, inputs, offering)
+
+
 def _count_message(message: Mapping[str, Any], offering: Offering, texts: list[str]) -> int:
     """The tokens of a message that are not text; its texts are added to the list, to be counted together."""
     for key in ("role", "content", "refusal", "reasoning", "reasoning_content"):

@@ -12,7 +12,7 @@ from ppq_proxy.dialects import schemas
 from ppq_proxy.dialects.openapi import EVENTS, IDEMPOTENCY_KEY, JSON, PAID, PAYER, described, query, shaped
 from ppq_proxy.errors import BadRequest, GatewayError, ModelNotFound
 from ppq_proxy.exchange import Exchange, dump
-from ppq_proxy.providers.openai import ChatCompletions
+from ppq_proxy.providers.openai import ChatCompletions, Embeddings
 from ppq_proxy.sale import Order
 from ppq_proxy.shelf import Shelf
 
@@ -90,7 +90,7 @@ class OpenAI:
 
     def __init__(self, checkout: Checkout, shelf: Shelf, max_body: int) -> None:
         self.checkout, self.shelf, self.max_body = checkout, shelf, max_body
-        self._wire = ChatCompletions()
+        self._wire, self._embeddings = ChatCompletions(), Embeddings()
         self._listings: dict[tuple[str, str | None], bytes] = {}
 
     @described(
@@ -128,6 +128,25 @@ class OpenAI:
         n = whole_number(body, "n", MOST_CHOICES) or 1
         cap_field = CAPS[1] if offering.provider in NEW_CAP_VENDORS else CAPS[0]
         return Order(offering, self._wire, body, raw, bool(stream), caps, n, cap_field)
+
+    @described(
+        "Embeddings of a text, texts, or token ids",
+        tag="embeddings",
+        auth=PAYER,
+        parameters=(IDEMPOTENCY_KEY,),
+        body=schemas.EMBEDDING_REQUEST,
+        ok={JSON: schemas.EMBEDDING_ANSWER},
+        headers={"x-cost-usd": "What the answer was charged, as a decimal."},
+        errors=PAID,
+    )
+    async def embeddings(self, exchange: Exchange) -> None:
+        """POST /embeddings."""
+        raw = await exchange.body(self.max_body)
+        body = parse(raw)
+        offering = self.offering(body.get("model"), "embedding")
+        _check_input(body.get("input"))
+        order = Order(offering, self._embeddings, body, raw, False, {})
+        await self.checkout.serve(exchange, order, failure_event)
 
     def offering(self, model: Any, kind: str) -> Offering:
         """What a request's `model` means. Raises `BadRequest`, `ModelNotFound`."""
@@ -211,3 +230,19 @@ def _check_messages(messages: Any) -> None:
             raise BadRequest(
                 f"messages[{at}].content must be a string or a list of parts.", param=f"messages[{at}].content"
             )
+
+
+def _check_input(given: Any) -> None:
+    """The `input` of an embedding request: a text, texts, token ids, or lists of token ids."""
+    many = given if isinstance(given, list) else [given]
+    flat = many[0] if many and isinstance(many[0], list) else many
+    kind = str if flat and isinstance(flat[0], str) else int
+    parts = many if flat is not many else [many]
+    if given and all(
+        isinstance(part, list) and part and all(type(one) is kind and one != "" for one in part) for part in parts
+    ):
+        return
+    raise BadRequest(
+        "input must be a text, a list of texts, a list of token ids, or a list of such lists, none empty.",
+        param="input",
+    )

@@ -94,6 +94,22 @@ CHAT_ANSWER: Final = Named(
     "ChatCompletion",
     obj({"choices": {"type": "array", "items": {"type": "object"}}, "usage": maybe("object")}, ("choices",)),
 )
+EMBEDDING_REQUEST: Final = Named(
+    "EmbeddingRequest",
+    obj(
+        {
+            "model": {"type": "string", "minLength": 1, "description": "An id of GET /v1/models?type=embedding."},
+            "input": {"type": ["string", "array"], "description": "A text, texts, token ids, or lists of token ids."},
+        },
+        ("model", "input"),
+        additionalProperties=True,
+        description="Fields that are not named here (encoding_format, dimensions …) are passed on untouched.",
+    ),
+)
+EMBEDDING_ANSWER: Final = Named(
+    "Embeddings",
+    obj({"data": {"type": "array", "items": {"type": "object"}}, "usage": maybe("object")}, ("data",)),
+)
 EVENT_STREAM: Final[Json] = {
     "description": "Server-sent events: `data: {chat.completion.chunk}` each, and `data: [DONE]` at the end of a whole "
     'answer. One that breaks off ends with `data: {"error": …}` instead.',

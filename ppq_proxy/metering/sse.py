@@ -129,10 +129,11 @@ class Passage:
         return show
 
     def finish(self) -> bytes:
-        """The upstream ended without a blank line: the last event, if it is one."""
+        """The upstream ended without a blank line: the last event, if it is one. Half of one would only break a client's parser."""
         event = bytes(self._rest)
         self._rest.clear()
-        if not event.strip():
+        data = data_of(event)
+        if not data or (data != b"[DONE]" and parse(data) is None):
             return b""
         return event + b"\n\n" if self._event(event) and not self.reader.done else b""
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import orjson
 
+from ppq_proxy.catalog.offerings import Offering
+from ppq_proxy.catalog.tokens import count_chat_async, count_inputs_async
 from ppq_proxy.metering.usage import Units, openai_usage
 
 NULL_USAGE = (b'"usage":null', b'"usage": null')
@@ -90,6 +92,7 @@ class ChatCompletions:
     path = "/chat/completions"
     query_type = "chat"
     end = b"data: [DONE]\n\n"
+    outputs = True
 
     @staticmethod
     def prepare(body: dict[str, Any], model: str, stream: bool, usage: str, limits: dict[str, int] | None) -> bytes:
@@ -119,3 +122,43 @@ class ChatCompletions:
     @staticmethod
     def usage(block: Any) -> tuple[int, int, Units] | None:
         return openai_usage(block)
+
+    @staticmethod
+    async def count(body: dict[str, Any], offering: Offering, size: int) -> int:
+        return await count_chat_async(body, offering, size)
+
+
+class Embeddings:
+    """The protocol of `POST /embeddings`: whole answers, no output tokens."""
+
+    path = "/embeddings"
+    query_type = "embedding"
+    end = b""
+    outputs = False
+
+    @staticmethod
+    def prepare(body: dict[str, Any], model: str, stream: bool, usage: str, limits: dict[str, int] | None) -> bytes:
+        return orjson.dumps(dict(body, model=model))
+
+    @staticmethod
+    def events(body: dict[str, Any]) -> ChatEvents:
+        return ChatEvents(False)
+
+    @staticmethod
+    def delivered(parsed: Any) -> bool:
+        """True if there is at least one vector."""
+        data = parsed.get("data") if isinstance(parsed, dict) else None
+        return isinstance(data, list) and any(isinstance(one, dict) and one.get("embedding") for one in data)
+
+    @staticmethod
+    def text(parsed: Any) -> str:
+        return ""
+
+    @staticmethod
+    def usage(block: Any) -> tuple[int, int, Units] | None:
+        read = openai_usage(block)
+        return (read[0], 0, {"input": read[0]}) if read else None
+
+    @staticmethod
+    async def count(body: dict[str, Any], offering: Offering, size: int) -> int:
+        return await count_inputs_async(body.get("input"), offering, size)
