@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import os
 import secrets
 import sys
@@ -43,6 +44,8 @@ from ppq_proxy.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
+
+log = logging.getLogger("ppq.app")
 
 SWEEP_ANSWERS_SECONDS = 300.0
 GC_ALLOCATIONS = 20_000
@@ -165,9 +168,12 @@ class App:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_ANSWERS_SECONDS)
-            await self.answers.sweep()
-            if self.guests:
-                await self.guests.sweep()
+            try:
+                await self.answers.sweep()
+                if self.guests:
+                    await self.guests.sweep()
+            except Exception:  # border: of one round; the next one comes
+                log.exception("a sweep failed")
 
     def _gauges(self) -> Iterable["Metric"]:
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily

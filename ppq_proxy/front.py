@@ -54,14 +54,9 @@ class Front:
         self._router.default = _nowhere
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._other(scope, receive, send)
+            return
         exchange = Exchange(scope, receive, send, self._ids)
         path = self._fixed.get(exchange.path)
         try:
@@ -84,6 +79,12 @@ class Front:
             await self._fail(exchange, GatewayError("Something went wrong here; nothing is lost."), path)
         finally:
             self.telemetry.request(exchange, path.path if path else "other")
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
 
     async def _find(self, scope: Scope, receive: Receive, send: Send) -> Path | None:
         await self._router(scope, receive, send)

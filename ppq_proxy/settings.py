@@ -5,6 +5,7 @@ The reader is our own: a command has to start within 0.3 s of CPU, and importing
 
 import dataclasses
 import difflib
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -126,12 +127,13 @@ class Settings:
         text = str(getattr(self, name)).strip().lower()
         if text in ("off", "", "0"):
             return None
-        if not text.isdigit():
+        if not (text.isascii() and text.isdigit()):
             raise SettingsError(f'{PREFIX}{name.upper()} must be a number of requests a minute or "off", not {text!r}')
         return int(text)
 
 
 NAMES = {f.name for f in dataclasses.fields(Settings)}
+KINDS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 def load(options: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -194,12 +196,16 @@ def _typed(name: str, value: Any, kind: type) -> Any:
             }[text.lower()]
         return kind(text)
     except (KeyError, ValueError):
-        raise SettingsError(f"{PREFIX}{name.upper()} must be a {kind.__name__}, not {text[:40]!r}") from None
+        raise SettingsError(f"{PREFIX}{name.upper()} must be {KINDS[kind]}, not {text[:40]!r}") from None
 
 
 def _check(settings: Settings) -> None:
     for name in ("rate_limit", "challenges_per_minute"):
         settings.per_minute(name)
+    for name in NAMES:
+        value = getattr(settings, name)
+        if isinstance(value, int | float) and not 0 <= value < math.inf:  # not money: seconds, bytes, counts
+            raise SettingsError(f"{PREFIX}{name.upper()} must be a number of at least 0, not {value}")
     if not 1 <= settings.port <= 65535:
         raise SettingsError(f"{PREFIX}PORT must be within 1 and 65535, not {settings.port}")
     if settings.workers < 1:

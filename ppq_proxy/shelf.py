@@ -40,7 +40,10 @@ class Shelf:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS if self.catalog.offerings else IMPATIENT_SECONDS)
-            await self.refresh()
+            try:
+                await self.refresh()
+            except Exception:  # border: of one look at the upstream; what was known stays for sale
+                log.exception("the catalogue could not be refreshed")
 
     async def refresh(self) -> None:
         """Ask the default upstream what it has; keep what was known where it does not answer."""

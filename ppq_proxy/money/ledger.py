@@ -300,7 +300,11 @@ class Ledger:
                 await asyncio.sleep(early)
             self._began = time.monotonic()
             owner, pending = next(iter(self.pending.items()))
-            await self._commit(owner, pending)
+            try:
+                await self._commit(owner, pending)
+            except Exception:  # border: of one batch; those who wait are told, and the books show what is missing
+                log.exception("a batch of %d charges could not be written", len(pending.batch.entries))
+                pending.settle(StoreUnavailable("the charge could not be written"))
 
     async def _commit(self, owner: str, pending: Pending) -> None:
         """Write a batch, however long it takes: a batch is applied once, so trying again is safe."""

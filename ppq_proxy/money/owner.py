@@ -99,6 +99,8 @@ class Heart:
                     sweep = now
             except StoreUnavailable as problem:
                 log.warning("the store is away: %s", problem)
+            except Exception:  # border: of one beat; a process without a heart would be taken for dead
+                log.exception("a beat failed")
 
     async def catch_up(self) -> None:
         """Hear of changed keys: drop what is remembered first, then say so."""

@@ -219,8 +219,7 @@ class X402Rail:
         while True:
             await asyncio.sleep(RECONCILE_SECONDS)
             try:
-                await self.payments.reconcile()
-                for row in await self.payments.due():
+                for row in await self.payments.reconcile():
                     await guests.credit(f"x402:{row.id}", int(row.doc["nano"]))
                     await self.payments.credited(row)
                 if time.monotonic() - swept >= SWEEP_SECONDS:

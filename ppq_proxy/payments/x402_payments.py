@@ -189,21 +189,26 @@ class Payments:
         if row.state == State.SETTLED:
             await self.rows.replace(row, row.doc, state=State.CREDITED, due=now_ms() + LIFE_MS)
 
-    async def due(self) -> list[Row]:
-        """Settled payments that nobody has credited."""
-        return await self.rows.find(KIND, state=State.SETTLED, due_before=now_ms())
+    async def reconcile(self) -> list[Row]:
+        """Look at every payment whose outcome is open and that nobody is working on.
 
-    async def reconcile(self) -> None:
-        """Look at every payment whose outcome is open and that nobody is working on."""
+        Returns the settled ones that are to be credited, those too that their process has left so.
+        """
+        settled = await self.rows.find(KIND, state=State.SETTLED, due_before=now_ms())
         for state in (State.RESERVED, State.UNKNOWN):
             rows = await self.rows.find(KIND, state=state, due_before=now_ms(), limit=20)
-            await asyncio.gather(*(self._reconcile(row) for row in rows))
+            looked_at = await asyncio.gather(*(self._reconcile(row) for row in rows))
+            settled += [row for row in looked_at if row.state == State.SETTLED]
+        return settled
 
-    async def _reconcile(self, row: Row) -> None:
+    async def _reconcile(self, row: Row) -> Row:
         claimed = row.doc | {"tries": row.doc["tries"] + 1}
-        if not await self.rows.replace(row, claimed, state=State.UNKNOWN, due=now_ms() + self.lease_ms):
-            return
-        row = Row(KIND, row.id, claimed, row.version + 1, State.UNKNOWN)
+        if await self.rows.replace(row, claimed, state=State.UNKNOWN, due=now_ms() + self.lease_ms):
+            row = Row(KIND, row.id, claimed, row.version + 1, State.UNKNOWN)
+            await self._decide(row)
+        return row
+
+    async def _decide(self, row: Row) -> None:
         expired = await self._expired(row)  # asked first: what is unused after the end stays so
         found = await self._look(row)
         if found is not None and found.use is Use.PAID:

@@ -70,8 +70,7 @@ class MongoStore:
         self._draws = Draws(books)
         self._journal = Journal(books, self._draws)
         self._credits = Credits(books)
-        await self._journal.sweep_left_behind()
-        await self._finish_changes()
+        await self._clear_up()
 
     def _open_books(self, database: AsyncDatabase[Doc]) -> Books:
         return Books(database)
@@ -168,8 +167,9 @@ class MongoStore:
         await self.books.meta.update_one({"_id": "version"}, {"$inc": {"value": 1}}, upsert=True)
         await self.books.keys.update_one({"_id": key["_id"], "unseen": key["unseen"]}, {"$set": {"unseen": 0}})
 
-    async def _finish_changes(self) -> None:
-        """Finish what another process has begun and not ended: changes of keys, and credits."""
+    async def _clear_up(self) -> None:
+        """Finish what other processes have begun and not ended: draws after a sweep, changes of keys, and credits."""
+        await self._journal.sweep_left_behind()
         async for key in self.books.keys.find({"unseen": {"$gt": 0}}, {"unseen": 1}):
             await self._raise_version(key)
         await self._credits.finish_all()
@@ -273,7 +273,7 @@ class MongoStore:
     async def sweep(self, owner: str) -> int:
         self._check_open()
         returned = await self._journal.sweep(owner)
-        await self._finish_changes()
+        await self._clear_up()
         return returned
 
     @reaching

@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from ppq_proxy.errors import Conflict, StoreUnavailable
+from ppq_proxy.errors import StoreUnavailable
 from ppq_proxy.store.sqlite_schema import PRAGMAS
 
 Write = Callable[[sqlite3.Connection], Any]
@@ -53,7 +53,7 @@ class Writer(threading.Thread):
         fcntl.flock(turn, fcntl.LOCK_EX)
         try:
             return self._transaction(db, work)
-        except (sqlite3.Error, Conflict, ValueError) as problem:
+        except Exception as problem:  # border: of one group; whoever waits for its writes is told
             if len(work) == 1:
                 return [(work[0][1], _told(problem))]
             return [pair for one in work for pair in self._alone(db, one)]
@@ -65,7 +65,7 @@ class Writer(threading.Thread):
     ) -> list[tuple[asyncio.Future[Any], Any]]:
         try:
             return self._transaction(db, [one])
-        except (sqlite3.Error, Conflict, ValueError) as problem:
+        except Exception as problem:  # border: of one write; whoever waits for it is told
             return [(one[1], _told(problem))]
 
     @staticmethod
