@@ -61,7 +61,9 @@ def test_the_specifications_examples() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(["bc", "tb", "tbs", "bcrt"]),
-    st.integers(1, 10**14),
+    st.integers(1, 10**14).filter(
+        lambda msat: msat % 10**11 != 0
+    ),  # of whole bitcoins the package writes the first alone
     st.integers(1, 10**8),
     st.text(max_size=60),
     st.integers(0, 2**34),
@@ -97,6 +99,16 @@ def test_the_package_reads_and_verifies_what_we_sign(
     assert theirs.features
     assert read(invoice).payment_hash == payment_hash
     assert read(invoice).amount_msat == msat
+
+
+@pytest.mark.parametrize(
+    ("msat", "human"),
+    [(590_000, "5900n"), (1_000_000, "10u"), (1000, "10n"), (1001, "10010p"), (10**8, "1m"), (10**11, "1"), (1, "10p")],
+)
+def test_an_amount_is_written_in_the_largest_unit_that_is_exact(msat: int, human: str) -> None:
+    invoice = sign_regtest(KEY, HASH, msat, "", AT, 600)
+    assert invoice.startswith(f"lnbcrt{human}1")
+    assert read(invoice).amount_msat == bolt11.decode(invoice, ignore_exceptions=True).amount_msat == msat
 
 
 def test_a_long_memo_is_cut() -> None:

@@ -1,0 +1,1 @@
+"""What keys, limits and periods mean, without a gateway."""
