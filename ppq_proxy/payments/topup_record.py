@@ -12,6 +12,7 @@ from ppq_proxy.store.base import Row
 _FINEST = {"SATS": 3, "BTC": 11, "USD": 9}  # decimals of amounts that are shown: a millisatoshi, a nano-dollar
 _SOONEST, _LATEST_LIVE, _LATEST_OVER = 1, 12, 900  # seconds between two looks
 _SETTLED_PAUSE = 600
+_UNCONFIRMED = 14 * 24 * 3600
 
 
 class Phase(StrEnum):
@@ -101,11 +102,15 @@ class TopUp:
     def credited(self) -> int:
         return sum(self.credits)
 
+    def is_over(self, at: int) -> bool:
+        """Whether looking for a payment has come to its end: one that is known and stays unconfirmed gets longer."""
+        return at > self.watch_until + (_UNCONFIRMED if self.progress == Progress.PROCESSING else 0)
+
     def pause(self, at: int) -> int:
         """Seconds until it is worth another look: soon at first, then every few, and after its end ever more rarely."""
         if self.phase == Phase.SETTLED:
             return _SETTLED_PAUSE
-        if at < self.expires_at or self.progress == Progress.PROCESSING:
+        if at < self.expires_at or (self.progress == Progress.PROCESSING and at < self.watch_until):
             return min(max((at - self.created_at) // 8, _SOONEST), _LATEST_LIVE)
         return min(max((at - self.expires_at) // 4, _LATEST_LIVE), _LATEST_OVER)
 

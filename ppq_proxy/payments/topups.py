@@ -34,7 +34,7 @@ from ppq_proxy.payments.patience import Minutes, network_of
 from ppq_proxy.payments.processors import Bill, BtcpayProcessor, LightningProcessor, Processor
 from ppq_proxy.payments.rates import Rates
 from ppq_proxy.payments.topup_methods import METHODS, Amount, Method, parse_methods
-from ppq_proxy.payments.topup_record import Phase, Progress, Seen, TopUp
+from ppq_proxy.payments.topup_record import Phase, Seen, TopUp
 from ppq_proxy.payments.wallets.base import Wallet, WalletError, WalletRefused, now
 from ppq_proxy.settings import Settings
 from ppq_proxy.store.base import Row
@@ -283,7 +283,7 @@ class TopUps:
                 if paid is not None and paid.doc["phase"] == Phase.PAID:
                     await self._pay_out(paid, TopUp.of(paid))
             return
-        if topup.phase == Phase.OPEN and at > topup.watch_until and topup.progress != Progress.PROCESSING:
+        if topup.phase == Phase.OPEN and topup.is_over(at):
             topup.phase = Phase.EXPIRED
             await self.rows.replace(row, topup.doc(), due=now_ms() + KEEP_MS)
         elif topup.phase == Phase.SETTLED and at > topup.watch_until:

@@ -278,7 +278,7 @@ async def test_PPQ_160_on_chain_new_processing_settled(world: World, btcpay: Pee
     ("what", "changes", "payments", "shown", "due"),
     [
         ("over", {"status": "Settled", "additionalStatus": "PaidOver"}, [("0.0006", "Settled")], "Settled", "60"),
-        ("over, the rest just now", {"status": "Settled", "additionalStatus": "PaidOver"}, [("0.0005", "Settled"), JUST_NOW], "Settled", "50"),
+        ("over just now", {"status": "Settled", "additionalStatus": "PaidOver"}, [("0.0005", "Settled"), JUST_NOW], "Settled", "50"),
         ("rounding", {"status": "Settled"}, [("0.00050001", "Settled")], "Settled", "50"),
         ("marked", {"status": "Settled", "additionalStatus": "Marked"}, [], "Settled", "50"),
         ("late", {"status": "Settled", "additionalStatus": "PaidLate"}, [("0.0005", "Settled")], "Settled", "50"),

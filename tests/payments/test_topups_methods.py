@@ -194,8 +194,15 @@ def test_PPQ_160_looks_are_frequent_while_it_lives_and_rare_later() -> None:
     assert max(pauses) == 12, "credited within 20 s, whenever it is paid"
     assert pauses == sorted(pauses)
     assert [live.pause(900 + late) for late in (0, 48, 400, 86_400)] == [12, 12, 100, 900]
-    live.progress = Progress.PROCESSING
-    assert live.pause(900 + 86_400) == 12, "a payment that is on its way is waited for as eagerly"
+    live.progress, live.watch_until = Progress.PROCESSING, 90_000
+    assert live.pause(89_999) == 12, "a payment that is on its way is waited for as eagerly"
+    assert (live.pause(90_000), live.is_over(90_001 + 13 * 86_400), live.is_over(90_001 + 14 * 86_400)) == (
+        900,
+        False,
+        True,
+    )
+    live.progress = Progress.EXPIRED
+    assert (live.is_over(90_000), live.is_over(90_001)) == (False, True)
 
 
 def test_a_document_survives_the_store() -> None:

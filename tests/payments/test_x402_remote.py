@@ -261,7 +261,7 @@ async def test_an_upstream_that_fails_keeps_the_money_on_the_payment(shop: Remot
 @pytest.mark.parametrize("by", [-1, 1])
 @pytest.mark.parametrize("version", [1, 2])
 async def test_GB_016_another_amount_than_the_quote_is_refused_and_not_settled(
-    shop: Shop, by: int, version: int
+    shop: RemoteShop, by: int, version: int
 ) -> None:
     order, buyer = shop.order(), Buyer()
     name = "maxAmountRequired" if version == 1 else "amount"
