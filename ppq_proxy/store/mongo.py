@@ -5,11 +5,12 @@ what takes several is laid out so that it can be finished or undone by whoever c
 `mongo_credits`). A write has happened once it is in the journal on disk, on a replica set that of a majority.
 """
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 from pymongo import AsyncMongoClient, ReadPreference, ReturnDocument
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import ConfigurationError, DuplicateKeyError
+from pymongo.errors import ConfigurationError, DuplicateKeyError, InvalidName
 from pymongo.write_concern import WriteConcern
 
 from ppq_proxy.errors import Conflict, SettingsError, StoreUnavailable
@@ -57,20 +58,24 @@ class MongoStore:
         given = self.url.partition("?")[2].lower()
         options: dict[str, Any] = {name: value for name, value in OPTIONS.items() if f"{name.lower()}=" not in given}
         try:
-            self._client = client = AsyncMongoClient[Doc](self.url, **options)
+            client = AsyncMongoClient[Doc](self.url, **options)
             name = client.get_default_database(DEFAULT_DATABASE).name
-        except ConfigurationError as problem:
-            raise SettingsError(f"PPQ_DATABASE is not a MongoDB URL: {problem}") from None
-        hello = await client.admin.command("hello")
-        in_a_set = "setName" in hello or hello.get("msg") == "isdbgrid"
-        durable = WriteConcern("majority", wtimeout=MAJORITY_MS, j=True) if in_a_set else WriteConcern(1, j=True)
-        books = self._open_books(client.get_database(name, None, ReadPreference.PRIMARY, durable))
-        await books.prepare()
-        self._books = books
-        self._draws = Draws(books)
-        self._journal = Journal(books, self._draws)
-        self._credits = Credits(books)
-        await self._clear_up()
+        except (ConfigurationError, InvalidName, ValueError) as problem:  # whose text can hold a part of the password
+            kind = type(problem).__name__
+            raise SettingsError(f"PPQ_DATABASE must be a URL like mongodb://HOST/DATABASE ({kind})") from None
+        async with AsyncExitStack() as on_failure:
+            on_failure.push_async_callback(client.close)
+            hello = await client.admin.command("hello")
+            in_a_set = "setName" in hello or hello.get("msg") == "isdbgrid"
+            durable = WriteConcern("majority", wtimeout=MAJORITY_MS, j=True) if in_a_set else WriteConcern(1, j=True)
+            books = self._open_books(client.get_database(name, None, ReadPreference.PRIMARY, durable))
+            await books.prepare()
+            self._draws = Draws(books)
+            self._journal = Journal(books, self._draws)
+            self._credits = Credits(books)
+            await self._clear_up(books)
+            self._client, self._books = client, books
+            on_failure.pop_all()
 
     def _open_books(self, database: AsyncDatabase[Doc]) -> Books:
         return Books(database)
@@ -160,18 +165,19 @@ class MongoStore:
             raise Conflict("the account has another key of that name") from None
         if found is None:
             return None
-        await self._raise_version(found)
+        await self._raise_version(self.books, found)
         return key_from(found)
 
-    async def _raise_version(self, key: Doc) -> None:
-        await self.books.meta.update_one({"_id": "version"}, {"$inc": {"value": 1}}, upsert=True)
-        await self.books.keys.update_one({"_id": key["_id"], "unseen": key["unseen"]}, {"$set": {"unseen": 0}})
+    @staticmethod
+    async def _raise_version(books: Books, key: Doc) -> None:
+        await books.meta.update_one({"_id": "version"}, {"$inc": {"value": 1}}, upsert=True)
+        await books.keys.update_one({"_id": key["_id"], "unseen": key["unseen"]}, {"$set": {"unseen": 0}})
 
-    async def _clear_up(self) -> None:
+    async def _clear_up(self, books: Books) -> None:
         """Finish what other processes have begun and not ended: draws after a sweep, changes of keys, and credits."""
         await self._journal.sweep_left_behind()
-        async for key in self.books.keys.find({"unseen": {"$gt": 0}}, {"unseen": 1}):
-            await self._raise_version(key)
+        async for key in books.keys.find({"unseen": {"$gt": 0}}, {"unseen": 1}):
+            await self._raise_version(books, key)
         await self._credits.finish_all()
 
     # the ledger
@@ -200,14 +206,14 @@ class MongoStore:
         kind = f"{key_id}|{what}|"
         used = {"$ifNull": ["$used", 0]}
         granted = {"$max": [0, {"$min": [amount, {"$subtract": [limit, used]}]}]}
-        before = await self.books.rates.find_one_and_update(
-            {"_id": f"{kind}{window:016x}"},
-            [{"$set": {"used": {"$add": [used, granted]}}}],
-            upsert=True,
-            return_document=ReturnDocument.BEFORE,
-        )
+        this = {"_id": f"{kind}{window:016x}"}
+        take = [{"$set": {"used": {"$add": [used, granted]}}}]
+        try:
+            before = await self.books.rates.find_one_and_update(this, take, upsert=True)
+        except DuplicateKeyError:  # two were first: now it is there
+            before = await self.books.rates.find_one_and_update(this, take)
         if before is None:
-            await self.books.rates.delete_many({"_id": {"$gte": kind, "$lt": f"{kind}{window:016x}"}})
+            await self.books.rates.delete_many({"_id": {"$gte": kind, "$lt": this["_id"]}})
         return max(0, min(amount, limit - (before["used"] if before else 0)))
 
     @reaching
@@ -241,6 +247,7 @@ class MongoStore:
         seen = await self._version()
         new = {"host": host, "pid": pid, "seen": seen, "expires_at": expires_at}
         await self.books.owners.replace_one({"_id": owner}, new, upsert=True)
+        self._journal.join(owner)
         return seen
 
     @reaching
@@ -273,7 +280,7 @@ class MongoStore:
     async def sweep(self, owner: str) -> int:
         self._check_open()
         returned = await self._journal.sweep(owner)
-        await self._clear_up()
+        await self._clear_up(self.books)
         return returned
 
     @reaching

@@ -6,6 +6,7 @@ that are under way make sums differ for a moment, an error stays.
 """
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,22 @@ from typing import Any
 
 import pymongo
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import OperationFailure
 
 from ppq_proxy.store.mongo_books import Books, Doc, element
 
 LOOKS = 30
 PAUSE_SECONDS = 0.05  # not money: seconds
 LONGEST_SECONDS = 3600
+SNAPSHOTS_SINCE = 13
+"""The wire protocol of MongoDB 5.0."""
+
+SNAPSHOT_GONE = (239, 246)
+"""Codes of a server that cannot show a moment: it was too long ago, or a collection was made just then."""
+
+
+class SnapshotGoneError(Exception):
+    """Nothing can be said about one moment."""
 
 
 @dataclass(slots=True)
@@ -53,17 +64,29 @@ class Audit:
         client = self.books.database.client
         hello = await client.admin.command("hello")
         with pymongo.timeout(LONGEST_SECONDS):
-            if "setName" in hello:
-                async with client.start_session(snapshot=True) as session:
-                    return [*check(await self._look(None, session)).values()]
-            found = check(await self._look(None, None))
-            for _ in range(LOOKS):
-                if not found:
-                    break
-                await asyncio.sleep(PAUSE_SECONDS)
-                again = check(await self._look({purse for _, purse in found}, None))
-                found = {what: words for what, words in again.items() if what in found}
-            return [*found.values()]
+            if "setName" in hello and hello["maxWireVersion"] >= SNAPSHOTS_SINCE:
+                with contextlib.suppress(SnapshotGoneError):
+                    async with client.start_session(snapshot=True) as session:
+                        return [*check(await self._look_at_once(session)).values()]
+            return await self._look_again_and_again()
+
+    async def _look_at_once(self, session: AsyncClientSession) -> Moment:
+        try:
+            return await self._look(None, session)
+        except OperationFailure as problem:
+            if problem.code in SNAPSHOT_GONE:
+                raise SnapshotGoneError from None
+            raise
+
+    async def _look_again_and_again(self) -> list[str]:
+        found = check(await self._look(None, None))
+        for _ in range(LOOKS):
+            if not found:
+                break
+            await asyncio.sleep(PAUSE_SECONDS)
+            again = check(await self._look({purse for _, purse in found}, None))
+            found = {what: words for what, words in again.items() if what in found}
+        return [*found.values()]
 
     async def _look(self, only: set[str] | None, session: AsyncClientSession | None) -> Moment:
         """Read the books, or those of some accounts and keys."""

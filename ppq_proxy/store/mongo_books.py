@@ -103,6 +103,13 @@ class Books:
                 await self.database[name].create_indexes(indexes)
         await self.meta.update_one({"_id": "schema"}, {"$max": {"value": VERSION}}, upsert=True)
 
+    async def settle_reads(self) -> None:
+        """Wait until what was read before is as durable as a write: a write that changes nothing waits for all before it.
+
+        For where a read tells that something has happened already, which then is told on as having happened.
+        """
+        await self.meta.update_one({"_id": "schema"}, {"$max": {"value": VERSION}})
+
     async def _create(self, name: str) -> None:
         try:
             await self.database.command({"create": name, "validator": VALIDATORS.get(name, {})})

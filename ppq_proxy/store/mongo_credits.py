@@ -43,17 +43,20 @@ class Credits:
         entry = await self.books.entries.find_one({"_id": entry_id})
         for _ in range(LOOKS):
             if entry is None or entry["applied"]:
-                return False
+                break
             account = await self._account(entry["account_id"])
             entry = await self.books.entries.find_one({"_id": entry_id})
             if account is None or entry is None or entry["applied"]:
-                return False
+                break
             if entry_id in account["crediting"]:
                 await self._mark(entry)
-                return False
+                break
             if await self._apply(account, entry):
                 return True
-        raise StoreUnavailable("too many credit this account at once")
+        else:
+            raise StoreUnavailable("too many credit this account at once")
+        await self.books.settle_reads()
+        return False
 
     async def _apply(self, account: Doc, entry: Doc) -> bool:
         """Move the money if nothing was credited since the account was looked at."""

@@ -25,7 +25,7 @@ from ppq_proxy.store.periods import next_reset
 LOOKS = 60
 """How often a draw looks anew when others were faster, before it gives up."""
 
-MARKS = 16
+MARKS = 32
 """How many of the newest draws are remembered in a purse, for each owner and key."""
 
 CHUNK = 500
@@ -86,7 +86,7 @@ class Draws:
     async def _look(self, owner: str, draw: Draw) -> tuple[Doc | None, Doc | None]:
         mine = {"draws": {"$elemMatch": {"o": owner, "k": draw.key_id or ""}}}
         account = self.books.accounts.find_one({"_id": draw.account_id}, {**ACCOUNT_VIEW, **mine})
-        if draw.key_id is None:
+        if not draw.key_id:
             return await account, None
         key = self.books.keys.find_one({"_id": draw.key_id}, {**KEY_VIEW, **mine})
         found = await asyncio.gather(account, key)
@@ -111,7 +111,8 @@ class Draws:
             self._doubtful.append(taking)
             raise
         if None in done:
-            await self._put_back(taking)
+            self._doubtful.append(taking)
+            await self.put_back_doubtful()
             return None
         left: Any = done[0]
         return int(left)
@@ -154,7 +155,7 @@ class Draws:
             "$pull": {"draws.$.t": taking.mark},
         }
         steps = [self.books.accounts.update_one({"_id": taking.draw.account_id, "draws": marked}, undo)]
-        if taking.draw.key_id is not None:
+        if taking.draw.key_id:
             steps.append(self.books.keys.update_one({"_id": taking.draw.key_id, "draws": marked}, undo))
         await all_done(steps)
 
@@ -191,7 +192,7 @@ def decide(owner: str, draw: Draw, at: int, account: Doc | None, key: Doc | None
         return Refused("gone", 0)
     available, room = account["credited"] - account["charged"] - account["reserved"], None
     refusal = Refused("balance", available, account["reserved"])
-    if draw.key_id is not None:
+    if draw.key_id:
         if key is None or key["deleted_at"] is not None or (key["expire_at"] is not None and key["expire_at"] <= at):
             return Refused("gone", 0)
         if (limit := key["limit"]) is not None:

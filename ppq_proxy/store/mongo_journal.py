@@ -11,6 +11,7 @@ and whoever sweeps settles it, or it is late, and goes into a journal of its own
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -41,12 +42,13 @@ MOST_CHAINS = 20_000
 
 class Chain:
     """What this process knows of an owner's journal: the number of the last batch that is settled, None if it has not
-    looked yet, and which batch it is at."""
+    looked yet, and which batch it is at. `own`: nobody else writes batches of this owner."""
 
-    __slots__ = ("done", "emptied", "lock", "number", "opened")
+    __slots__ = ("done", "emptied", "lock", "number", "opened", "own")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
+        self.own = False
         self.number: int | None = None
         self.opened: list[int] | None = None
         self.done: list[int] | None = None
@@ -59,7 +61,12 @@ class Journal:
     def __init__(self, books: Books, draws: Draws) -> None:
         self.books, self.draws = books, draws
         self.settling = Settling(books)
+        self._me = secrets.randbits(62)
         self._chains: dict[str, Chain] = {}
+
+    def join(self, owner: str) -> None:
+        """From now on this process is the owner. Others it may act for in turn with other processes."""
+        self._chain(owner).own = True
 
     def number(self, owner: str) -> int:
         """The number of an owner's last batch that is settled, as far as this process knows."""
@@ -69,7 +76,7 @@ class Journal:
         found = self._chains.get(owner)
         if found is None:
             if len(self._chains) >= MOST_CHAINS:  # what is forgotten can be read again
-                self._chains = {name: one for name, one in self._chains.items() if one.opened or one.lock.locked()}
+                self._chains = {name: one for name, one in self._chains.items() if one.own or one.opened}
             found = self._chains[owner] = Chain()
         return found
 
@@ -78,13 +85,14 @@ class Journal:
         chain = self._chain(owner)
         async with chain.lock:
             for count, part in enumerate(parts(batch)):
-                await self._write(owner, chain, [batch.seq, batch.at, count], part)
+                await self._write(owner, chain, [self._me, batch.seq, batch.at, count], part)
 
     async def _write(self, owner: str, chain: Chain, by: list[int], part: Batch) -> None:
         """Write and settle a part of a batch; `by` tells it from all others of the owner."""
-        if chain.done and chain.done[:2] == by[:2] and chain.done[2] >= by[2]:
+        if chain.done and chain.done[:-1] == by[:-1] and chain.done[-1] >= by[-1]:
             return
-        if chain.number is None or chain.opened not in (None, by):  # one that was given up may be written all the same
+        # One that was given up may be written all the same.
+        if chain.number is None or not chain.own or chain.opened not in (None, by):
             await self._catch_up(owner, chain, by)
         chain.opened = by
         while True:
@@ -98,6 +106,7 @@ class Journal:
                 raise StoreUnavailable("the journal has changed under us")
             if newest["by"] == by:
                 if "ended_at" in newest:  # it was written, and the sweeper has settled it or will
+                    await self.books.settle_reads()
                     return self._finished(chain, by, newest["_id"]["n"] - 1)
                 doc = newest
                 break
@@ -132,7 +141,7 @@ class Journal:
 
         The name is registered, so that it is swept like any other should this process end before it is done.
         """
-        name = f"late:{owner}:{by[0]:x}.{by[1]:x}.{by[2]:x}"
+        name = f"late:{owner}:" + ".".join(f"{one:x}" for one in by)
         lease = {"host": "", "pid": 0, "seen": NEVER_BEHIND, "expires_at": time.time_ns() // 1_000_000 + LATE_LEASE_MS}
         await self.books.owners.update_one({"_id": name}, {"$set": lease}, upsert=True)
         kept = {p: Settlement(*p, charge=one.charge, lost=one.lost) for p, one in part.settlements.items()}
@@ -176,13 +185,10 @@ class Journal:
     async def _tidy(self, owner: str, chain: Chain, doc: Doc) -> None:
         """Remove, every so often, draws that are empty and batches that are settled: nobody looks at them again."""
         number = doc["_id"]["n"]
-        settled = {(account, key) for account, key, *_ in doc["settlements"]}
         if len(chain.emptied) >= EMPTY_AT_ONCE:
-            # Not those that this batch has settled: until the next one is written it may have to be settled once
-            # more, and then has to find its number there.
-            gone = {purse: number for purse, number in chain.emptied.items() if purse not in settled}
-            for purse in gone:
-                del chain.emptied[purse]
+            # With the number of a batch before this one: until the next is written this one may have to be settled
+            # once more, and then has to find its own number there.
+            gone, chain.emptied = chain.emptied, {}
             await all_done(
                 (
                     self._remove_empty(self.books.accounts, owner, {(a, k or ""): n for (a, k), n in gone.items()}),

@@ -50,7 +50,7 @@ class Settling:
         steps = []
         for _, key_id, charge, give_back, _ in doc["settlements"]:
             taken = charge + give_back
-            if key_id is None or not taken:
+            if not key_id or not taken:
                 continue
             drawn = {"o": owner, "k": key_id, "s": {"$lt": number}, "a": {"$gte": taken}}
             more = {"used": charge, "used_total": charge, "reserved": -taken, "draws.$.a": -taken}
@@ -71,7 +71,7 @@ class Settling:
             # Looked at after the purses: where a draw is missing because a sweeper has returned it, this tells.
             now = await self.books.journal.find_one({"_id": doc["_id"]})
             if now is None or now.get("settled"):
-                return
+                return await self.books.settle_reads()
             if now["rev"] != doc["rev"]:
                 doc = now
                 continue
