@@ -95,7 +95,15 @@ class Protocol(HttpToolsProtocol):
         return True
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is refused as everything else is: in the envelope, with a request id."""
+        """What is no HTTP is refused as everything else is: in the envelope, with a request id.
+
+        Rubbish behind a whole request does not take its answer away: that is given, and is the last one.
+        """
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
         request_id = RequestIds()()
         problem = BadRequest(
             "This is not a valid HTTP/1.1 request: its first line, a header or its framing is malformed."

@@ -224,10 +224,11 @@ class PPQ:
 
     async def _history_scope(self, exchange: Exchange, query: dict[str, str]) -> tuple[str, str | None]:
         """Whose history: a key's own, its account's with `all_keys`, or a credit id's, which may filter by key."""
-        if credit_id := query.get("credit_id") or exchange.header(b"x-credit-id"):
+        header = b"" if b"authorization" in exchange.headers else b"x-credit-id"  # a key goes first, as everywhere
+        if credit_id := query.get("credit_id") or exchange.header(header):
+            account_id = await self.accounts.holder(credit_id)
             if "all_keys" in query:
                 raise BadRequest("all_keys is only valid with an API key; a credit id sees all keys.", param="all_keys")
-            account_id = await self.accounts.holder(credit_id)
             return account_id, await self._key_filter(account_id, query["api_key"]) if "api_key" in query else None
         if "api_key" in query:
             raise BadRequest("The filter api_key is only valid with a credit id.", param="api_key")

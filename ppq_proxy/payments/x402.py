@@ -19,15 +19,9 @@ from ppq_proxy.payments.credentials import BadCredential, Problem
 from ppq_proxy.payments.guests import Guests
 from ppq_proxy.payments.patience import Minutes, network_of
 from ppq_proxy.payments.x402_chain import Chain
-from ppq_proxy.payments.x402_facilitator import (
-    Facilitator,
-    OwnFacilitator,
-    RemoteFacilitator,
-    in_daemon_thread,
-    load_library,
-    require_library,
-)
-from ppq_proxy.payments.x402_payments import Payments
+from ppq_proxy.payments.x402_facilitator import Facilitator, RemoteFacilitator
+from ppq_proxy.payments.x402_in_process import InProcessFacilitator, in_daemon_thread, load_library, require_library
+from ppq_proxy.payments.x402_payments import Payments, Shown
 from ppq_proxy.payments.x402_quotes import Quote, Quotes
 from ppq_proxy.payments.x402_transfers import Transfers
 from ppq_proxy.payments.x402_wire import (
@@ -51,6 +45,8 @@ from ppq_proxy.store.base import Row, Rows
 
 RECONCILE_SECONDS = 2
 SWEEP_SECONDS = 300
+LONGEST_VALIDITY = 3900
+"""For how many seconds an authorization may be valid: as long as it is and its outcome is open, it is looked after."""
 FAILED_A_MINUTE = 30
 """So many payments of one peer may fail to verify within a minute before no more are handed to the facilitator."""
 _HOST = re.compile(r"[A-Za-z0-9.-]+(?::[0-9]+)?|\[[0-9A-Fa-f:]+\](?::[0-9]+)?")
@@ -160,7 +156,7 @@ class X402Rail:
             return (await self._quoted(payment, request)).terms
 
         try:
-            return await self.payments.settled(payment, key, request, terms)
+            return await self.payments.settled(Shown(payment, key, request, peer), terms)
         except BadCredential as problem:
             self._failed.add(peer)
             told = payment_response(payment.version, self.network, payment.signed.payer, "", problem.message)
@@ -187,6 +183,8 @@ class X402Rail:
             raise BadCredential("recipient or asset is not the one that was quoted", Problem.INVALID_CHALLENGE)
         if at > quote.expires_at or not signed.valid_after <= at < signed.valid_before:
             raise BadCredential("the quote or the authorization has expired", Problem.PAYMENT_EXPIRED)
+        if signed.valid_before > at + LONGEST_VALIDITY:
+            raise BadCredential(f"the authorization is valid for longer than {LONGEST_VALIDITY} s")
         return quote
 
     async def _sent(self, exchange: Exchange, transfer: Transfer) -> Row:
@@ -276,7 +274,9 @@ def _facilitator(settings: Settings, network: Network) -> Facilitator:
         raise SettingsError("x402 needs PPQ_X402_FACILITATOR, or PPQ_X402_KEY and PPQ_X402_RPC_URL to settle by itself")
     if not re.fullmatch(r"(0x)?[0-9a-fA-F]{64}", settings.x402_key):
         raise SettingsError("PPQ_X402_KEY must be a private key: 64 hex digits")
-    return OwnFacilitator(settings.x402_key, settings.x402_rpc_url, network.caip2, seconds, upto=settings.x402_upto)
+    return InProcessFacilitator(
+        settings.x402_key, settings.x402_rpc_url, network.caip2, seconds, upto=settings.x402_upto
+    )
 
 
 def _body(exchange: Exchange) -> bytes:

@@ -168,6 +168,11 @@ class Chain:
             indirect=str(receipt.get("from")).lower() != payer or self._authorized(receipt, payer),
         )
 
+    async def reverted(self, transaction: str) -> bool:
+        """Whether a transaction is in a block and did nothing."""
+        receipt = await self.call("eth_getTransactionReceipt", transaction)
+        return isinstance(receipt, dict) and _integer(receipt.get("status")) != _TRUE
+
     def _transfers(self, receipt: dict[str, Any], payer: str, pay_to: str) -> list[int]:
         wanted = [TRANSFER, _topic(payer), _topic(pay_to)]
         return [_integer(log["data"]) for log in self._logs(receipt) if _lower(log["topics"]) == wanted]

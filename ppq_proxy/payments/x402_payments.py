@@ -10,9 +10,11 @@ twice, and whoever finds a row that its process left knows that it must look bef
 """
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -57,6 +59,16 @@ class PaymentPending(Unavailable):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A payment as it was shown: the id of its row, the digest of the request that came with it, and the peer."""
+
+    payment: Payment
+    key: str
+    request: str
+    peer: str
+
+
 class Payments:
     """The rows of signed payments, and what moves them on."""
 
@@ -65,24 +77,25 @@ class Payments:
         self.lease_ms = 1000 * (ATTEMPTS * settle_seconds + LEASE_SECONDS)
         self._running: dict[str, asyncio.Task[None]] = {}
 
-    async def settled(self, payment: Payment, key: str, request: str, terms: Callable[[], Awaitable[Terms]]) -> Row:
+    async def settled(self, shown: Shown, terms: Callable[[], Awaitable[Terms]]) -> Row:
         """The row of a payment that is settled, if need be now; `terms` are asked for on its first showing.
 
         Raises:
             BadCredential: it is no good, or not this one. PaymentPending: nobody knows yet. Conflict: nobody ever will.
         """
-        if (task := self._running.get(payment.proof)) is not None:
+        proof = shown.payment.proof
+        if (task := self._running.get(proof)) is not None:
             await asyncio.shield(task)
-        row = await self.rows.get(KIND, key)
+        row = await self.rows.get(KIND, shown.key)
         if row is None:
-            await self._once(payment.proof, lambda: self._first(payment, key, request, terms))
-            row = await self.rows.get(KIND, key)
+            await self._once(proof, lambda: self._first(shown, terms))
+            row = await self.rows.get(KIND, shown.key)
         end = time.monotonic() + self.settle_seconds
-        while not _settled(row, payment, request):
+        while not _settled(row, shown):
             if time.monotonic() >= end:
                 raise PaymentPending("This payment is still being settled.")
             await asyncio.sleep(STEP_SECONDS)
-            row = await self.rows.get(KIND, key)
+            row = await self.rows.get(KIND, shown.key)
         assert row is not None
         return row
 
@@ -108,9 +121,9 @@ class Payments:
 
     # the first showing
 
-    async def _first(self, payment: Payment, key: str, request: str, terms: Callable[[], Awaitable[Terms]]) -> None:
+    async def _first(self, shown: Shown, terms: Callable[[], Awaitable[Terms]]) -> None:
         asked = await terms()
-        signed = payment.signed
+        payment, signed = shown.payment, shown.payment.signed
         requirement = asked.requirement(payment.version, payment.scheme, payment.quote_id, await self._bound(payment))
         since = 0
         if self.chain is not None:
@@ -120,37 +133,55 @@ class Payments:
         if reason := await self.facilitator.verify(payment.version, payment.document, requirement):
             raise BadCredential(f"the payment does not verify: {reason}")
         doc: dict[str, Any] = {
-            "proof": payment.proof, "version": payment.version, "scheme": payment.scheme, "request": request,
+            "proof": payment.proof, "version": payment.version, "scheme": payment.scheme,
+            "request": shown.request, "peer": _hidden(shown),
             "payer": signed.payer, "nonce": signed.nonce, "pay_to": signed.pay_to, "value": str(signed.value),
             "valid_before": str(signed.valid_before), "nano": asked.amount * UNIT_NANO, "since": since,
             "document": payment.document, "requirement": requirement, "transaction": "", "tries": 0, "at": now_ms(),
         }  # fmt: skip
-        row = Row(KIND, key, doc, 1, State.RESERVED, now_ms() + self.lease_ms)
-        if await self.rows.insert(KIND, key, doc, state=row.state, due=row.due):
+        row = Row(KIND, shown.key, doc, 1, State.RESERVED, now_ms() + self.lease_ms)
+        if await self.rows.insert(KIND, row.id, doc, state=row.state, due=row.due):
             await self._settle_first(row)
 
     async def _bound(self, payment: Payment) -> str:
         return "" if payment.scheme == EXACT else await self.facilitator.binds()
 
     async def _settle_first(self, row: Row) -> None:
-        for attempt in range(1, ATTEMPTS + 1):
+        for _ in range(ATTEMPTS):
+            began = time.monotonic()
             ended = await self._settle(row)
-            if ended.outcome is Outcome.SETTLED:
-                await self._mark(row, State.SETTLED, ended.transaction)
+            if await self._concluded(row, ended):
                 return
-            found = await self._look(row)
-            if found is not None and found.use is Use.PAID:
-                await self._mark(row, State.SETTLED, found.transaction)
-                return
-            unused = found is None or found.use is Use.UNUSED
-            if found == Found(Use.ELSEWHERE) or (unused and ended.outcome is not Outcome.UNKNOWN):
-                await self.rows.delete(row)
-                if ended.outcome is Outcome.UNREACHED:
-                    raise FacilitatorUnavailable(ended.reason)
-                raise BadCredential(f"the payment was not settled: {ended.reason}")
-            if found != Found(Use.UNUSED) or ended.transaction or attempt == ATTEMPTS:
-                await self._mark(row, State.UNKNOWN, ended.transaction)
-                return
+            if ended.transaction or 2 * (time.monotonic() - began) > self.settle_seconds:
+                break  # it is on its way, or there is no time to try again
+        await self._mark(row, State.UNKNOWN, ended.transaction)
+
+    async def _concluded(self, row: Row, ended: Settlement) -> bool:
+        """Whether the first settling is known to have worked. Raises where it is known that it did not."""
+        if ended.outcome is Outcome.SETTLED:
+            await self._mark(row, State.SETTLED, ended.transaction)
+            return True
+        found = await self._look(row)
+        if found is not None and found.use is Use.PAID:
+            await self._mark(row, State.SETTLED, found.transaction)
+            return True
+        nothing_sent = ended.outcome is not Outcome.UNKNOWN or await self._reverted(ended)
+        if found == Found(Use.ELSEWHERE) or (nothing_sent and found in (None, Found(Use.UNUSED))):
+            if not await self.rows.delete(row):
+                raise PaymentPending("The outcome of this payment is not known yet.")
+            if ended.outcome is Outcome.UNREACHED:
+                raise FacilitatorUnavailable(ended.reason)
+            raise BadCredential(f"the payment was not settled: {ended.reason}")
+        return False
+
+    async def _reverted(self, ended: Settlement) -> bool:
+        """Whether a transaction was sent, and is in a block without effect."""
+        if self.chain is None or not ended.transaction:
+            return False
+        try:
+            return await self.chain.reverted(ended.transaction)
+        except ChainUnavailable:
+            return False
 
     async def _settle(self, row: Row) -> Settlement:
         doc = row.doc
@@ -179,6 +210,8 @@ class Payments:
                 row.doc, row.state, row.version, row.due = doc, state, row.version + 1, due
                 return
             if (found := await self.rows.get(KIND, row.id)) is None:
+                if state is State.SETTLED and await self.rows.insert(KIND, row.id, doc, state=state, due=due):
+                    row.doc, row.state, row.version, row.due = doc, state, 1, due
                 return
             row.doc, row.state, row.version, row.due = found.doc, found.state, found.version, found.due
 
@@ -226,12 +259,22 @@ class Payments:
 
     async def _again(self, row: Row) -> None:
         """Settle once more: the nonce sees to it that this moves no money twice."""
-        ended = await self._settle(row)
+        ended = Settlement(Outcome.UNKNOWN, reason="it cannot be settled at the moment")
+        if self.chain is None or not await self._flaw(row):
+            ended = await self._settle(row)
         if ended.outcome is Outcome.SETTLED:
             await self._mark(row, State.SETTLED, ended.transaction)
         else:
             log.warning("x402: payment %s is still open: %s", row.id, ended.reason)
             await self._mark(row, State.UNKNOWN, ended.transaction)
+
+    async def _flaw(self, row: Row) -> str:
+        """Why settling would only burn gas now, as where the payer has spent the money elsewhere; "" if it would work."""
+        doc = row.doc
+        try:
+            return await self.facilitator.verify(doc["version"], doc["document"], doc["requirement"])
+        except FacilitatorUnavailable as problem:
+            return str(problem)
 
     async def _expired(self, row: Row) -> bool:
         """Whether the authorization can no longer be used, for certain; False while the chain does not answer."""
@@ -254,16 +297,21 @@ async def _run(work: Callable[[], Awaitable[None]]) -> None:
     await work()
 
 
-def _settled(row: Row | None, payment: Payment, request: str) -> bool:
+def _hidden(shown: Shown) -> str:
+    """The peer as it is kept: to be compared, and not to be read."""
+    return hashlib.sha256(f"{shown.key} {shown.peer}".encode()).hexdigest()[:32]
+
+
+def _settled(row: Row | None, shown: Shown) -> bool:
     """Whether a row is settled, and this payment's. Raises what `Payments.settled` does."""
     if row is None:
         raise BadCredential("the payment was not settled; nothing was taken")
-    if row.doc["proof"] != payment.proof:
+    if row.doc["proof"] != shown.payment.proof:
         raise BadCredential("this authorization was shown before in another payment")
-    if payment.version == 1 and row.doc["request"] != request:
-        # What a payment of version 1 consists of stands in its transaction for all to see; the request does not.
+    if shown.payment.version == 1 and row.doc["request"] != shown.request and row.doc["peer"] != _hidden(shown):
+        # All that a payment of version 1 consists of stands in its transaction, for everybody to copy.
         raise BadCredential(
-            "what is left of a payment of x402 version 1 is good for the request that it was made for",
+            "what is left of a payment by x402 version 1 is good for the same request, or from the same address",
             Problem.PAYMENT_INSUFFICIENT,
         )
     if row.state == State.UNRESOLVED:

@@ -11,7 +11,7 @@ from ppq_proxy.money.amounts import LARGEST
 from ppq_proxy.money.ledger import now_ms
 from ppq_proxy.payments.credentials import BadCredential, Problem
 from ppq_proxy.payments.x402_chain import Chain, Sent
-from ppq_proxy.payments.x402_facilitator import in_daemon_thread
+from ppq_proxy.payments.x402_in_process import in_daemon_thread
 from ppq_proxy.payments.x402_payments import CREDIT_MS, KIND, PaymentPending, State
 from ppq_proxy.payments.x402_quotes import Quote, Quotes
 from ppq_proxy.payments.x402_wire import TIMEOUT_SECONDS, UNIT_NANO, Transfer, transfer_message

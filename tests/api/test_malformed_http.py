@@ -110,6 +110,15 @@ async def test_a_body_that_comes_byte_by_byte_is_one_request(world: World, custo
     assert (await customer.books()).charged == cost(15, 8)
 
 
+async def test_rubbish_behind_a_whole_request_does_not_take_its_answer_away(world: World, customer: Customer) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nauthorization: Bearer %b\r\ncontent-length: %d\r\nhost: x\r\n\r\n"
+    whole = head % (customer.key.encode(), len(CHAT)) + CHAT
+    for rubbish in (b"rubbish", b"\x00" * 100, b"}]}\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n"):
+        found = answers(world.gateway.port, whole + rubbish)
+        assert found and found.startswith(b"HTTP/1.1 200 ") and found.count(b"HTTP/1.1 ") == 1, found
+    assert (await customer.books()).charged == 4 * cost(15, 8)
+
+
 def mutated(seed: int, key: str) -> bytes:
     """A good request with a few bytes changed, cut out, doubled or moved."""
     chance = random.Random(seed)

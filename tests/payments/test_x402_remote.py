@@ -15,6 +15,7 @@ from tests.gateway.world import World, eventually
 from tests.payments.x402_shop import Shop, price, remaining
 from tests.peers import facilitator as double
 from tests.peers.fake_server import Peer, running
+from tests.peers.mongod import MongodError, start_mongod
 from tests.peers.x402_buyer import Buyer, decoded, encoded, offered, told
 
 PAY_TO = "0xB0FdC6030B9f30652e8B221B8090d443Dd3C6381"
@@ -75,7 +76,7 @@ async def shop(shop_of_module: RemoteShop) -> AsyncIterator[RemoteShop]:
     assert await eventually(agree, 12), "guests have another credit than what was paid"
 
 
-def gateway_on(folder: Path, facilitator: Peer, **more: str) -> World:
+def gateway_on(folder: Path, facilitator: Peer, database: str = "", **more: str) -> World:
     """A gateway's world on a new database, not started."""
     settings: dict[str, Any] = {
         "PPQ_X402_PAY_TO": PAY_TO,
@@ -85,7 +86,7 @@ def gateway_on(folder: Path, facilitator: Peer, **more: str) -> World:
         "PPQ_X402_SETTLE_SECONDS": str(SETTLE_SECONDS),
         "PPQ_X402_UPTO": "true",
     }
-    return World(f"sqlite:///{folder}/gateway.db", folder, **settings | more)
+    return World(database or f"sqlite:///{folder}/gateway.db", folder, **settings | more)
 
 
 # the offer
@@ -495,6 +496,58 @@ async def test_workers_settle_one_payment_once(tmp_path: Path, facilitator: Peer
     finally:
         facilitator.set(**PLAIN)
         await world.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.mongo
+async def test_kill_9_on_mongodb_loses_nothing(tmp_path: Path, facilitator: Peer) -> None:
+    try:
+        mongod = await asyncio.to_thread(start_mongod, tmp_path / "db", replica_set="rs0")
+    except MongodError as problem:
+        pytest.skip(f"no mongod here: {problem}")
+    facilitator.set(**PLAIN, key=double.KEY)
+    base, _, options = mongod.url.partition("?")
+    world = gateway_on(tmp_path, facilitator, f"{base.rstrip('/')}/x402?{options}", PPQ_X402_SETTLE_SECONDS="4")
+    shop = RemoteShop(world, facilitator)
+    await world.start()
+    try:
+        order, buyer = shop.order(), Buyer()
+        asked = await order.ask()
+        payment = buyer.v2(asked)
+        facilitator.set(settle="hang")
+        before = shop.settlings()
+        waiting = asyncio.create_task(order.ask(payment))
+
+        async def settling() -> bool:
+            return shop.settlings() > before
+
+        assert await eventually(settling, 10)
+        await asyncio.sleep(0.3)
+        await world.kill()
+        await asyncio.gather(waiting, return_exceptions=True)
+        facilitator.set(settle="ok")
+        await world.start()
+        assert (await order.ask(payment)).status == 503
+        answer = await order.until_served(payment, 60)
+        assert answer.status == 200
+        assert remaining(answer) + answer.cost == Decimal(price(asked)).scaleb(-6)
+        assert shop.moved_by(buyer) == [price(asked)]
+        payments = await asyncio.gather(*(paying(shop) for _ in range(5)))
+        assert payments == [200] * 5
+        await world.doctor()
+    finally:
+        facilitator.set(**PLAIN)
+        await world.stop()
+        await asyncio.to_thread(mongod.stop)
+
+
+async def paying(shop: RemoteShop) -> int:
+    """One payment, shown eight times at once; the best status."""
+    order, buyer = shop.order(), Buyer()
+    payment = buyer.v2(await order.ask())
+    answers = await asyncio.gather(*(order.ask(payment) for _ in range(8)))
+    assert len(shop.moved_by(buyer)) == 1
+    return min(one.status for one in answers)
 
 
 @pytest.mark.slow

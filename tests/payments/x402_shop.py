@@ -1,10 +1,12 @@
 """Shops that sell by x402, and orders at them: what the tests of this rail have in common."""
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import sqlite3
 import time
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ class Shop:
 
     def rows(self, kind: str = "x402_payment") -> dict[str, str]:
         """The states of a kind of rows by their id."""
-        with sqlite3.connect(self.world.database.removeprefix("sqlite:///")) as db:
+        with contextlib.closing(sqlite3.connect(self.world.database.removeprefix("sqlite:///"))) as db:
             return dict(db.execute("SELECT id, state FROM rows WHERE kind = ?", (kind,)).fetchall())
 
     def state(self, buyer: Buyer) -> str:
@@ -44,7 +46,7 @@ class Shop:
 
     def credited(self) -> int:
         """What guests were credited, in nano-dollars."""
-        with sqlite3.connect(self.world.database.removeprefix("sqlite:///")) as db:
+        with contextlib.closing(sqlite3.connect(self.world.database.removeprefix("sqlite:///"))) as db:
             return int(db.execute("SELECT coalesce(sum(credited), 0) FROM accounts WHERE kind = 'guest'").fetchone()[0])
 
 
@@ -105,7 +107,7 @@ class Market(Shop):
         return dollars * DOLLAR - self.chain.balance(buyer.address)
 
 
-def market_on(folder: Path, chain: Anvil, **more: str) -> Market:
+def market_on(folder: Path, chain: Anvil, rows: Sequence[Mapping[str, Any]] = (), **more: str) -> Market:
     """A gateway's world on a new database, not started, with an address of its own to pay to."""
     sender, pay_to = Account.create(), str(Account.create().address)
     chain.rpc("anvil_setBalance", sender.address, hex(10**18))
@@ -117,13 +119,13 @@ def market_on(folder: Path, chain: Anvil, **more: str) -> Market:
         "PPQ_X402_SETTLE_SECONDS": str(SETTLE_SECONDS),
         "PPQ_X402_SANCTIONS_ORACLE": ORACLE,
     }
-    world = World(f"sqlite:///{folder}/gateway.db", folder, **settings | more)
+    world = World(f"sqlite:///{folder}/gateway.db", folder, rows=rows, **settings | more)
     return Market(world, chain, pay_to, str(sender.address))
 
 
 def asked_body(order: Order, **changes: Any) -> bytes:
     """The body that an order sends."""
-    fields = order.fields | changes
+    fields: dict[str, Any] = order.fields | changes
     request = order.shop.world.gateway.chat_request(None, fields.pop("model", "story"), **fields)
     return request.partition(b"\r\n\r\n")[2]
 

@@ -29,7 +29,7 @@ from tests.peers.mongod import cache_folder
 CHAIN_ID = 84532
 """Base Sepolia's, so that its names and its USDC's address apply."""
 USDC = "0x036CbD53842c5426634e7929541eC2318f3dCF7e"
-ORACLE = "0x00000000000000000000000000000000000ac1e0"
+ORACLE = "0x" + "ac1e".rjust(40, "0")
 DEPLOYER = "0xf39Fd6e51aad88F6F4ce6aB8827279cfFFb92266"  # anvil's first account, which it signs for
 DOLLAR = 10**6
 MINT, TRANSFER, BALANCE, SANCTION = "0x40c10f19", "0xa9059cbb", "0x70a08231", "0x35e3b25a"
@@ -203,7 +203,7 @@ class Anvil:
 
     def another_token(self, payer: LocalAccount, units: int) -> str:
         """The address of a token that is not USDC, of which the payer has some."""
-        address = "0x00000000000000000000000000000000000dead1"
+        address = "0x" + "5555".rjust(40, "0")
         self.rpc("anvil_setCode", address, self.rpc("eth_getCode", USDC, "latest"))
         self.send(address, MINT + _word(payer.address) + _number(units))
         return address
@@ -221,6 +221,12 @@ class Anvil:
     def automine(self, on: bool) -> None:
         """Whether each transaction makes its block at once."""
         self.rpc("evm_setAutomine", on)
+
+    def close(self) -> None:
+        """End it."""
+        self.resume()
+        self.program.stop()
+        self._client.close()
 
     def pause(self) -> None:
         """Let the node stop answering."""
@@ -258,8 +264,7 @@ def anvil(folder: Path, seconds_ago: int = 0) -> Iterator[Anvil]:
             chain.put("0x" + contracts[name]["evm"]["bytecode"]["object"], address)
         yield chain
     finally:
-        chain.resume()
-        chain.program.stop()
+        chain.close()
 
 
 def main() -> None:

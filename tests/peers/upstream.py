@@ -39,7 +39,7 @@ FAILING = (
 EMPTY = (
     "error-200", "empty", "no-choices", "null", "not-json", "short-body", "comments-only", "role-only", "done-only", "role-then-error",
 )  # fmt: skip
-CUT = ("die", "break", "bad-frame", "error-mid", "silent-mid", "nonsense-mid")
+CUT = ("die", "die-with-usage", "break", "bad-frame", "error-mid", "silent-mid", "nonsense-mid")
 ENDING = ("finish-die", "finish-end", "finish-break", "finish-bad-frame", "done-break", "done-rubbish", "done-silent")
 USAGE = ("usage-each", "usage-null", "usage-twice", "usage-late", "usage-with-finish")
 CONTENT = ("story", "finished-empty", "reasoning", "tools", "overrun", "endless", "umlauts")
@@ -246,6 +246,8 @@ class Call:
                 value |= self.usage(at + 1)
             elif self.model == "usage-null":
                 value["usage"] = None
+            elif self.model == "die-with-usage":
+                value["usage"] = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 1, "total_tokens": PROMPT_TOKENS + 1}
             await self.event(value)
         self.notes["events"] += 1
         self.notes["tokens"] += self.n
