@@ -95,6 +95,17 @@ def test_case01_a_cut_json_body_costs_nothing(nothing: Table, model: str) -> Non
     assert result.answer.status in (502, 503) and result.charged == 0 and result.books.rows == []
 
 
+@BOTH
+async def test_case01_what_was_held_on_a_thin_balance_is_free_again(world: World, stream: bool) -> None:
+    """A balance for one call: after each failure it still pays for it."""
+    customer = await world.customer("0.00004")
+    for model in ("status-500", "status-400", "reset", "html", "error-200", "no-choices", "status-401"):
+        assert (await customer.chat(model, stream=stream, max_tokens=EVENTS)).status != 402
+    assert (await customer.books(seconds=4)).balance == Decimal("0.00004")
+    good(await customer.chat(stream=stream, max_tokens=EVENTS), stream)
+    assert (await customer.books()).charged == TRUE
+
+
 async def test_case01_what_cost_nothing_has_no_receipt(world: World) -> None:
     customer = await world.customer()
     answer = await customer.chat("status-500")
@@ -321,16 +332,24 @@ async def test_case05_every_choice_is_counted(world: World, stream: bool) -> Non
 
 
 @BOTH
-async def test_case05_every_choice_is_held_for(world: World, stream: bool) -> None:
-    customer = await world.customer("0.002")  # so little that exactly what the call may cost is held
-    tag = new_tag()
+@pytest.mark.parametrize("credit", ["0.002", "10"], ids=["thin", "rich"])
+async def test_case05_every_choice_is_held_for(world: World, stream: bool, credit: str) -> None:
+    customer, tag = await world.customer(credit), new_tag()
     calling = asyncio.create_task(customer.chat(stream=stream, n=3, max_tokens=100, tag=tag, play={"pause": "request"}))
     await world.upstream.reached(tag)
-    held = (await world.show(customer.credit_id))["held_usd"]
+    held, promised = (await world.show(customer.credit_id))["held_usd"], usd(await promised_nano(world))
     await world.upstream.go(tag)
     good(await calling, stream)
-    assert cost(COUNTED_PROMPT, 3 * 100) <= held < cost(1000, 3 * 100)
+    # a rich account is drawn from ahead, so that more is held in the books than is promised to this call
+    assert cost(COUNTED_PROMPT, 3 * 100) <= promised < cost(1000, 3 * 100)
+    assert held >= promised and (held == promised or credit == "10")
     assert (await customer.books()).charged == cost(PROMPT_TOKENS, 3 * EVENTS)
+
+
+async def promised_nano(world: World) -> int:
+    """What the gateway says is promised to open calls."""
+    lines = (await world.http("GET", "/metrics")).body.decode().splitlines()
+    return int(float(next(line.split()[1] for line in lines if line.startswith("ppq_held_nano_usd "))))
 
 
 # 6 and 7: streams without a proper end
