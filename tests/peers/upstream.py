@@ -247,7 +247,11 @@ class Call:
             elif self.model == "usage-null":
                 value["usage"] = None
             elif self.model == "die-with-usage":
-                value["usage"] = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 1, "total_tokens": PROMPT_TOKENS + 1}
+                value["usage"] = {
+                    "prompt_tokens": PROMPT_TOKENS,
+                    "completion_tokens": 1,
+                    "total_tokens": PROMPT_TOKENS + 1,
+                }
             await self.event(value)
         self.notes["events"] += 1
         self.notes["tokens"] += self.n
