@@ -176,7 +176,7 @@ class OpenAI:
         parameters=(
             query(
                 "type",
-                {"type": "array", "items": {"enum": ["all", *TYPES]}, "default": ["chat"]},
+                {"type": "array", "items": {"enum": ["all", *TYPES, ""]}, "default": ["chat"]},
                 "Which kinds, as a comma list; private models are listed with `all` only.",
                 style="form",
                 explode=False,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ppq_proxy.dialects import schemas
 from ppq_proxy.dialects.openai import envelope
-from ppq_proxy.dialects.openapi import JSON, described, document
+from ppq_proxy.dialects.openapi import JSON, described, document, operation_of
 from ppq_proxy.errors import StoreUnavailable
 from ppq_proxy.exchange import JSON_TYPE, Exchange, dump
 from ppq_proxy.front import Path
@@ -15,6 +15,20 @@ from ppq_proxy.store.base import Store
 from ppq_proxy.telemetry import Telemetry
 
 PROBE_SECONDS = 2.0
+GUIDE = """# ppq_proxy
+
+> An OpenAI-compatible gateway that charges each call exactly: from a prepaid account by its API key, or without an account by
+> answering a 402 with Lightning (L402, MPP) or x402.
+
+- With a key: POST /accounts/create, top up with POST /topup/create/btc-lightning, then send Authorization: Bearer <key>.
+- Without one: call, pay the invoice of the 402, repeat the call with Authorization: L402 <macaroon>:<preimage>. What the call
+  does not use stays as credit on the same credential.
+- Models and prices: GET /v1/models. What a call cost: the header x-cost-usd, GET /v1/requests/{x-request-id}.
+- The whole API: /openapi.json
+
+## Paths
+
+"""
 
 
 class Operator:
@@ -32,6 +46,7 @@ class Operator:
             Path("/readyz", {"GET": self.ready}, envelope),
             Path("/metrics", {"GET": self.metrics}, envelope),
             Path("/openapi.json", {"GET": self.openapi}, envelope),
+            Path("/llms.txt", {"GET": self.guide}, envelope),
         ]
 
     @described("The process lives", tag="operating", ok={JSON: schemas.HEALTH})
@@ -67,6 +82,17 @@ class Operator:
             self._reachable = any(await asyncio.gather(*probes))
             self._probed = time.monotonic()
         return self._reachable
+
+    @described("A guide for agents and coding assistants", tag="operating", ok={"text/plain": schemas.STRING})
+    async def guide(self, exchange: Exchange) -> None:
+        """GET /llms.txt: what this gateway is and how to pay, and every path with what it does (llmstxt.org)."""
+        lines = [
+            f"- {method} {path.path.replace(':path', '')}: {operation_of(handler).summary}"
+            for path in self._paths()
+            for method, handler in path.handlers.items()
+        ]
+        text = GUIDE + "\n".join(lines) + "\n"
+        await exchange.answer(200, text.encode(), [(b"content-type", b"text/plain; charset=utf-8")])
 
     @described("Metrics for Prometheus", tag="operating", ok={"text/plain": schemas.STRING})
     async def metrics(self, exchange: Exchange) -> None:

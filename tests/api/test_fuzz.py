@@ -17,6 +17,7 @@ CONFIG = """
 [checks]
 use_after_free.enabled = false
 positive_data_acceptance.enabled = false
+negative_data_rejection.expected-statuses = [400, 401, 402, 403, 404, 409, 413, 422, 429]
 
 [[operations]]
 include-path-regex = "chat/completions$"

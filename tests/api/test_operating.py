@@ -387,3 +387,11 @@ async def test_requests_on_one_connection_and_pipelined(world: World, customer: 
     assert re.findall(rb"x-request-id: (\w+)", found) == [b"first", b"second", b"third", b"fourth"]
     assert re.findall(rb"HTTP/1.1 (\d+)", found) == [b"200", b"200", b"404", b"200"]
     assert (await customer.books()).charged == cost(15, 8)
+
+
+async def test_PPQ_012_a_guide_for_agents_names_every_path(world: World) -> None:
+    guide = await world.http("GET", "/llms.txt")
+    paths = (await world.http("GET", "/openapi.json")).json["paths"]
+    assert guide.status == 200 and guide.headers["content-type"].startswith("text/plain")
+    for path in paths:
+        assert path in guide.body.decode(), path
