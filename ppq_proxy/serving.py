@@ -27,6 +27,8 @@ def serve(settings: Settings) -> int:
     from ppq_proxy.catalog.catalog import CatalogError
 
     _log_problems()
+    if not settings.upstream and not settings.upstream_table():
+        _say("no upstream is set, so nothing can be sold yet: give --upstream URL, or PPQ_UPSTREAMS")
     if settings.workers > 1:
         return _serve_many(settings)
     try:
