@@ -144,10 +144,9 @@ class Journal:
         name = f"late:{owner}:" + ".".join(f"{one:x}" for one in by)
         lease = {"host": "", "pid": 0, "seen": NEVER_BEHIND, "expires_at": time.time_ns() // 1_000_000 + LATE_LEASE_MS}
         await self.books.owners.update_one({"_id": name}, {"$set": lease}, upsert=True)
-        kept = {p: Settlement(*p, charge=one.charge, lost=one.lost) for p, one in part.settlements.items()}
         chain = self._chain(name)
         async with chain.lock:
-            await self._write(name, chain, by, Batch(part.seq, part.at, part.entries, kept, part.rows))
+            await self._write(name, chain, by, part)
         await self.sweep(name)
 
     async def _settle(self, owner: str, doc: Doc) -> None:

@@ -402,7 +402,9 @@ class Customer:
         assert shown["balance_usd"] == shown["credited_usd"] - shown["charged_usd"]
         assert 0 <= shown["held_usd"] <= shown["balance_usd"]
         assert shown["available_usd"] == shown["balance_usd"] - shown["held_usd"]
-        made = [one["request_id"] for one in rows if one["request_id"].startswith("req-")]  # a client may repeat its own
+        made = [
+            one["request_id"] for one in rows if one["request_id"].startswith("req-")
+        ]  # a client may repeat its own
         assert len(set(made)) == len(made), "a call has two charges"
         return Books(shown["credited_usd"], charged, shown["balance_usd"], shown["held_usd"], shown["lost_usd"], rows)
 

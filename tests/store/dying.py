@@ -14,7 +14,16 @@ WRITES = {
     *("insert_one", "insert_many", "update_one", "replace_one", "find_one_and_update"),
     *("bulk_write", "delete_one", "delete_many"),
 }
-Mishap = Literal["dies before", "dies after", "request lost", "answer lost", "others before", "others after"]
+Mishap = Literal[
+    "dies before",
+    "dies after",
+    "request lost",
+    "answer lost",
+    "others before",
+    "others after",
+    "others, request lost",
+    "others, answer lost",
+]
 
 
 class DeadError(Exception):
@@ -41,19 +50,21 @@ class Fuse:
             return await work(*args, **kwargs)
         self.writes += 1
         hit = self.writes == self.at
-        if hit and self.mishap in ("dies before", "request lost", "others before"):
+        before = self.mishap in ("dies before", "request lost", "others before", "others, request lost")
+        if hit and before:
             await self._burn()
         try:
             return await work(*args, **kwargs)
         finally:
-            if (hit and self.mishap != "others before") or self.dead:
+            if (hit and not before) or self.dead:
                 await self._burn()
 
     async def _burn(self) -> None:
         if self.others:
             await self.others()
-            return
-        if self.mishap in ("request lost", "answer lost"):
+            if self.mishap in ("others before", "others after"):
+                return
+        if self.mishap.endswith("lost"):
             raise AutoReconnect(self.mishap)
         self.dead = True
         raise DeadError

@@ -209,7 +209,7 @@ async def test_a_death_at_any_write_loses_no_acknowledged_charge_and_doubles_non
 
 
 @pytest.mark.parametrize("url", SERVERS, indirect=True)
-@pytest.mark.parametrize("mishap", ["others before", "others after"])
+@pytest.mark.parametrize("mishap", ["others before", "others after", "others, request lost", "others, answer lost"])
 async def test_an_owner_that_is_swept_between_any_two_writes(url: str, mishap: Mishap) -> None:
     """It lives, and goes on where it was, while another process has swept it and has finished its credits."""
     at = writes = 0
@@ -230,6 +230,37 @@ async def test_an_owner_that_is_swept_between_any_two_writes(url: str, mishap: M
             assert await store.audit() == [], at
             await check_after_death(story, store, at)
     assert at > 60
+
+
+@pytest.mark.parametrize("url", SERVERS, indirect=True)
+@pytest.mark.parametrize("mishap", ["others before", "others after"])
+async def test_an_owner_that_works_between_any_two_writes_of_its_sweep(url: str, mishap: Mishap) -> None:
+    at, fuse = 0, Fuse(mishap, MANY)
+    while fuse.writes >= at:
+        at += 1
+        async with opened(url := database(url)) as alive:
+            await account(alive, amount=1000)
+            await key(alive)
+            await alive.join("one", "", 0, AT, AT + 1)
+            await alive.draw("one", call(100, key_id="k1"), AT)
+            await alive.draw("one", call(50), AT)
+            await alive.commit("one", batch(1, named("r1", "k1", 20)))
+
+            async def work(alive: Store = alive) -> None:
+                with contextlib.suppress(StoreUnavailable):
+                    await alive.draw("one", call(30, key_id="k1"), AT)
+                await alive.commit("one", batch(2, named("r2", "k1", 40), give_back={("a1", None): 10}))
+
+            fuse = Fuse(mishap, MANY, others=work)
+            async with opened(url, fuse) as sweeper:
+                fuse.at, fuse.writes = at, 0
+                await sweeper.sweep("one")
+            done = 20 + 40 * (fuse.writes >= at)
+            assert await alive.audit() == [], at
+            assert await standing(alive) == (1000, done, 0, 0), at
+            assert await use(alive) == (done, done, 0), at
+            assert await alive.owners() == []
+    assert at > 8
 
 
 async def check_after_death(story: Story, store: Store, at: int) -> None:
