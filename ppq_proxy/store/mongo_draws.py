@@ -104,18 +104,17 @@ class Draws:
                     raise one
             # A sweeper ends the owner's journal first and looks for draws then. So either it sees this one, or we see
             # the end here, and nobody's money is left behind in the name of the dead.
-            if None not in done and await self.is_ended(taking.owner):
-                await self.return_all(taking.owner)
-                raise StoreUnavailable("this process was taken for dead and goes on under another name")
+            ended = None not in done and await self.is_ended(taking.owner)
         except BaseException:  # border: whatever happened, what may have been taken must not stay taken
             self._doubtful.append(taking)
             raise
-        if None in done:
+        if ended or None in done:
             self._doubtful.append(taking)
             await self.put_back_doubtful()
-            return None
-        left: Any = done[0]
-        return int(left)
+        if ended:
+            raise StoreUnavailable("this process was taken for dead and goes on under another name")
+        left: Any = None if None in done else done[0]
+        return left if left is None else int(left)
 
     async def _take_from_account(self, taking: Taking, account: Doc | None, number: int) -> int | None:
         enough = {"$expr": {"$gte": [AVAILABLE, taking.floor]}}
@@ -165,7 +164,10 @@ class Draws:
         return newest is not None and "ended_at" in newest
 
     async def return_all(self, owner: str) -> int:
-        """Return whatever an owner has drawn; what that was, of the accounts."""
+        """Return whatever an owner has drawn; what that was, of the accounts.
+
+        Only for a sweep, when the owner's last batch is settled: where a draw is missing, that one counts as settled.
+        """
         await self._return(self.books.keys, owner)
         return await self._return(self.books.accounts, owner)
 

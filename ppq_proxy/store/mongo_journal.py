@@ -222,18 +222,23 @@ class Journal:
                 # From here on a draw that is missing was returned; before, it means that a batch has to do without.
                 await self.books.journal.update_one({"_id": newest["_id"]}, {"$set": {"settled": True}})
             returned = await self.draws.return_all(owner)
+            # The newest keeps its number taken: its owner may live, not have heard that it was written, and try again.
+            if newest is not None:
+                end = {"by": newest["by"], "ended_at": datetime.now(UTC)}
+                await self.books.journal.replace_one({"_id": newest["_id"]}, end)
             await self.books.journal.delete_many({**journal_of(owner), "ended_at": {"$exists": False}})
             await self.books.owners.delete_one({"_id": owner})
         self._chains.pop(owner, None)
         return returned
 
     async def _end(self, owner: str) -> Doc | None:
-        """End an owner's journal; the newest batch in it, None if there is none that could be unsettled."""
+        """End an owner's journal; the newest batch in it, None if there is none, or a sweep is done with it."""
         while True:
             newest = await self._newest(owner)
             if newest is not None and "ended_at" in newest:
                 before = {"_id": {"$gte": {"o": owner, "n": 0}, "$lt": newest["_id"]}}
-                return await self.books.journal.find_one(before, sort=[("_id", -1)])
+                last = await self.books.journal.find_one(before, sort=[("_id", -1)])
+                return None if last is None or "ended_at" in last else last
             number = newest["_id"]["n"] + 1 if newest else 1
             by = newest["by"] if newest else None
             try:

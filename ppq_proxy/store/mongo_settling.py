@@ -70,7 +70,7 @@ class Settling:
             keys = await self._left(owner, doc, self.books.keys, 1, KEY_VIEW)
             # Looked at after the purses: where a draw is missing because a sweeper has returned it, this tells.
             now = await self.books.journal.find_one({"_id": doc["_id"]})
-            if now is None or now.get("settled"):
+            if now is None or "ended_at" in now or now.get("settled"):
                 return await self.books.settle_reads()
             if now["rev"] != doc["rev"]:
                 doc = now

@@ -79,5 +79,5 @@ async def test_every_route_fuzzed_for_long(open_world: World, tmp_path: Path) ->
         "--max-examples",
         "150",
         "--max-time",
-        "150",
+        "60",
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.wire import Answer
-from tests.gateway.world import COUNTED_PROMPT, Books, World, at_once, cost, eventually, new_tag
+from tests.gateway.world import COUNTED_PROMPT, Books, Outcomes, World, all_at_once, cost, eventually, new_tag
 from tests.peers.upstream import PROMPT_TOKENS
 
 EVENTS = 20
@@ -88,12 +88,13 @@ async def depart(
     return Left(talk.answer, books, calls, source, time.monotonic() - began)
 
 
+Lefts = Outcomes[tuple[Any, ...], Left]
 HOW = ("closed", "reset")
 BYTES = (1, 5, 20, 27, 40, 100, 163, 200, 350, 1000)
 
 
 @pytest.fixture(scope="module")
-def left(world: World) -> dict[tuple[Any, ...], Left]:
+def left(world: World) -> Lefts:
     """All departures at once."""
     work: dict[tuple[Any, ...], Coroutine[Any, Any, Left]] = {}
     omit = PACED | {"usage": "omit"}
@@ -123,13 +124,9 @@ def left(world: World) -> dict[tuple[Any, ...], Left]:
     work["half", "later"] = depart(world, "half", 2, play=PACED | {"tick": 0.02})
     work["half", "paused"] = depart(world, "half", "at once", play={"events": 4, "tick": READ_ON * 0.7})
 
-    async def run() -> list[Left]:
-        return await asyncio.gather(*work.values())
-
-    return dict(zip(work, at_once(run()), strict=True))
+    return all_at_once(work)
 
 
-Lefts = dict[tuple[Any, ...], Left]
 BY = pytest.mark.parametrize("how", HOW)
 RICH = pytest.mark.parametrize("credit", ["1", THIN], ids=["rich", "thin"])
 STREAMS = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

@@ -1,6 +1,5 @@
 """Event streams in every shape that the format allows: the client gets the bytes, the meter reads them right (case 8)."""
 
-import asyncio
 import hashlib
 import itertools
 import json
@@ -13,10 +12,11 @@ from hypothesis import strategies as st
 from ppq_proxy.errors import UpstreamNonsense
 from ppq_proxy.metering.sse import LARGEST_EVENT, Passage
 from ppq_proxy.providers.openai import ChatEvents
-from tests.gateway.world import COUNTED_PROMPT, Result, World, at_once, cost
+from tests.gateway.world import COUNTED_PROMPT, Outcomes, Result, World, all_at_once, cost
 from tests.peers.upstream import PROMPT_TOKENS, SSE
 
 WITH_USAGE = {"include_usage": True}
+Table = Outcomes[tuple[str, bool], Result]
 SHAPES = (*SSE, "usage-each", "usage-null", "umlauts", "tools", "reasoning", "story")
 
 
@@ -24,21 +24,19 @@ SHAPES = (*SSE, "usage-each", "usage-null", "umlauts", "tools", "reasoning", "st
 
 
 @pytest.fixture(scope="module")
-def passed(world: World) -> dict[tuple[str, bool], Result]:
+def passed(world: World) -> Table:
     """Each shape, with the usage event asked for and without."""
-
-    async def run() -> dict[tuple[str, bool], Result]:
-        names = [(model, asked) for model in SHAPES for asked in (False, True)]
-        calls = (
-            world.examined(model, stream=True, stream_options=WITH_USAGE if asked else None) for model, asked in names
-        )
-        return dict(zip(names, await asyncio.gather(*calls), strict=True))
-
-    return at_once(run())
+    names = [(model, asked) for model in SHAPES for asked in (False, True)]
+    return all_at_once(
+        {
+            (model, asked): world.examined(model, stream=True, stream_options=WITH_USAGE if asked else None)
+            for model, asked in names
+        }
+    )
 
 
 @pytest.mark.parametrize("model", SHAPES)
-def test_case08_the_client_gets_every_byte(passed: dict[tuple[str, bool], Result], model: str) -> None:
+def test_case08_the_client_gets_every_byte(passed: Table, model: str) -> None:
     result = passed[model, True]
     [call] = result.upstream_calls
     assert result.answer.status == 200 and result.answer.whole
@@ -48,7 +46,7 @@ def test_case08_the_client_gets_every_byte(passed: dict[tuple[str, bool], Result
 
 @pytest.mark.parametrize("asked", [False, True], ids=["usage-hidden", "usage-shown"])
 @pytest.mark.parametrize("model", SHAPES)
-def test_case08_the_meter_reads_it_right(passed: dict[tuple[str, bool], Result], model: str, asked: bool) -> None:
+def test_case08_the_meter_reads_it_right(passed: Table, model: str, asked: bool) -> None:
     result = passed[model, asked]
     assert result.charged == cost(PROMPT_TOKENS, 8)
     assert result.receipt["usage_source"] == "upstream"
@@ -56,7 +54,7 @@ def test_case08_the_meter_reads_it_right(passed: dict[tuple[str, bool], Result],
 
 
 @pytest.mark.parametrize("model", SHAPES)
-def test_case08_what_was_not_asked_for_is_not_shown(passed: dict[tuple[str, bool], Result], model: str) -> None:
+def test_case08_what_was_not_asked_for_is_not_shown(passed: Table, model: str) -> None:
     """The extra event with the usage is the gateway's own wish; all else is the client's."""
     hidden, shown = (
         passed[model, asked].answer.body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") for asked in (False, True)

@@ -20,9 +20,10 @@ from tests.gateway.world import (
     COUNTED_PROMPT,
     Customer,
     Gateway,
+    Outcomes,
     Result,
     World,
-    at_once,
+    all_at_once,
     cost,
     eventually,
     new_tag,
@@ -107,20 +108,18 @@ CLAMPS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def clamped(world: World) -> dict[tuple[str, bool], Result]:
-    async def run() -> dict[tuple[str, bool], Result]:
-        names = [(name, stream) for name in CLAMPS for stream in (False, True)]
-        play = {"events": 100_000}
-        calls = (world.examined(credit=str(CREDIT), stream=stream, play=play, **CLAMPS[name]) for name, stream in names)
-        return dict(zip(names, await asyncio.gather(*calls), strict=True))
-
-    return at_once(run())
+def clamped(world: World) -> Outcomes[tuple[str, bool], Result]:
+    options: dict[str, Any] = {"credit": str(CREDIT), "play": {"events": 100_000}}
+    names = [(name, stream) for name in CLAMPS for stream in (False, True)]
+    return all_at_once(
+        {(name, stream): world.examined(stream=stream, **options, **CLAMPS[name]) for name, stream in names}
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("name", CLAMPS)
 def test_case13_served_with_what_the_hold_pays(
-    clamped: dict[tuple[str, bool], Result], name: str, stream: bool
+    clamped: Outcomes[tuple[str, bool], Result], name: str, stream: bool
 ) -> None:
     """The hold is for what is sent upstream, so an upstream that keeps to it never makes more than the balance pays."""
     fields, n = CLAMPS[name], CLAMPS[name].get("n", 1)

@@ -13,10 +13,11 @@ from tests.gateway.wire import Answer
 from tests.gateway.world import (
     COUNTED_PROMPT,
     Customer,
+    Outcomes,
     Result,
     Upstream,
     World,
-    at_once,
+    all_at_once,
     cost,
     eventually,
     new_tag,
@@ -26,6 +27,8 @@ from tests.peers.upstream import OPERATORS_KEY, PROMPT_TOKENS
 
 CALL = cost(PROMPT_TOKENS, 8)
 STREAMS = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+Table = Outcomes[tuple[str, bool], Result]
+Timed = Outcomes[tuple[str, bool], tuple[Result, float]]
 KEY_OF_B = "sk-operator-at-b-9876543210"
 
 
@@ -185,19 +188,15 @@ async def test_case20_secrets_stay_where_they_belong(world: World) -> None:
 
 
 @pytest.fixture(scope="module")
-def fallen_back(world: World) -> dict[tuple[str, bool], Result]:
-    async def run() -> dict[tuple[str, bool], Result]:
-        names = [(model, stream) for model in FAILING for stream in (False, True)]
-        found = await asyncio.gather(*(world.examined(f"{model}-then-b", stream=stream) for model, stream in names))
-        return dict(zip(names, found, strict=True))
-
-    return at_once(run())
+def fallen_back(world: World) -> Table:
+    names = [(model, stream) for model in FAILING for stream in (False, True)]
+    return all_at_once({(model, stream): world.examined(f"{model}-then-b", stream=stream) for model, stream in names})
 
 
 @STREAMS
 @pytest.mark.parametrize("model", FAILING)
 def test_case09_the_next_upstream_delivers_and_there_is_one_charge(
-    fallen_back: dict[tuple[str, bool], Result], model: str, stream: bool
+    fallen_back: Table, model: str, stream: bool
 ) -> None:
     result = fallen_back[model, stream]
     assert result.answer.status == 200 and result.answer.text == " word" * 8
@@ -225,10 +224,11 @@ async def test_case09_none_after_the_first_content(world: World) -> None:
 
 async def test_case09_none_elsewhere_once_the_client_has_left(world: World) -> None:
     customer, tag = await world.customer(), new_tag()
-    async with customer.talk("flaky-then-b", tag=tag, stream=True, play={"delay": 0.3, "times": 9}) as talk:
+    async with customer.talk("flaky-then-b", tag=tag, play={"pause": "request", "times": 9}) as talk:
         await world.upstream.reached(tag)
         talk.leave(reset=True)
-    await world.upstream.settled(tag)
+    await asyncio.sleep(0.1)
+    await world.upstream.go(tag)
     await asyncio.sleep(0.4)
     assert len(await world.upstream.journal(tag)) == 1
     assert (await customer.books()).charged == 0
@@ -345,7 +345,7 @@ async def test_case20_an_upstream_that_dies_under_streams(world: World, down: Up
 
 
 @pytest.fixture(scope="module")
-def timed(world: World) -> dict[tuple[str, bool], tuple[Result, float]]:
+def timed(world: World) -> Timed:
     """Calls that run into a timeout or must not, all at once, and how many seconds each took."""
 
     async def one(model: str, stream: bool, play: dict[str, Any]) -> tuple[Result, float]:
@@ -359,15 +359,8 @@ def timed(world: World) -> dict[tuple[str, bool], tuple[Result, float]]:
         "patient-story": {"tick": 0.25},
     }
 
-    async def run() -> dict[tuple[str, bool], tuple[Result, float]]:
-        names = [(model, stream) for model in plays for stream in (False, True)]
-        found = await asyncio.gather(*(one(model, stream, plays[model]) for model, stream in names))
-        return dict(zip(names, found, strict=True))
-
-    return at_once(run())
-
-
-Timed = dict[tuple[str, bool], tuple[Result, float]]
+    names = [(model, stream) for model in plays for stream in (False, True)]
+    return all_at_once({(model, stream): one(model, stream, plays[model]) for model, stream in names})
 
 
 @STREAMS

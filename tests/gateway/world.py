@@ -33,6 +33,7 @@ from typing import Any, TypeVar
 from tests.gateway.wire import SECONDS, Answer, Talk, ask, request_bytes
 from tests.peers.upstream import MODELS, OPERATORS_KEY
 
+K = TypeVar("K")
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Tell me a story about a proxy that counts."
@@ -91,10 +92,25 @@ def kill_group(process: "subprocess.Popen[Any]", how: int = signal.SIGKILL) -> N
         os.killpg(process.pid, how)
 
 
-def at_once(work: Coroutine[Any, Any, T]) -> T:
-    """Run async work to its end for a fixture that has no loop, in a thread so that it disturbs nobody else's."""
+class Outcomes(dict[K, T]):
+    """Results by name. One that failed raises when it is looked up, so that it fails its own test and no other."""
+
+    def __getitem__(self, name: K) -> T:
+        found = super().__getitem__(name)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+
+def all_at_once(work: Mapping[K, Coroutine[Any, Any, T]]) -> Outcomes[K, T]:
+    """Run all of it concurrently, for a fixture that has no loop, in a thread so that it disturbs nobody else's."""
+
+    async def run() -> list[Any]:
+        found: list[Any] = await asyncio.gather(*work.values(), return_exceptions=True)
+        return found
+
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, work).result()
+        return Outcomes(zip(work, thread.submit(asyncio.run, run()).result(), strict=True))
 
 
 async def eventually(what: Any, seconds: float = 5, every: float = 0.03) -> Any:
@@ -152,7 +168,7 @@ class Upstream:
 
         async def look() -> dict[str, Any] | None:
             calls = await self.journal(tag)
-            return calls[-1] if calls and calls[-1]["stage"] == stage else None
+            return calls[-1] if calls and stage in (calls[-1]["stage"], "request") else None
 
         found: dict[str, Any] | None = await eventually(look, seconds, 0.01)
         assert found, f"the upstream did not come as far as {stage!r} in {seconds} s: {await self.journal(tag)}"
