@@ -6,7 +6,7 @@ Hot paths are looked up in a dictionary; everything with a parameter in its path
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.routing import Route, Router
@@ -33,7 +33,6 @@ class Path:
     handlers: Mapping[str, Handler]
     envelope: Envelope
     paid: bool = False
-    summary: Mapping[str, str] = field(default_factory=dict)
 
 
 class Front:
